@@ -1,0 +1,1 @@
+"""Every decision of Spendgate: pure and synchronous; time, ids and facts are arguments."""

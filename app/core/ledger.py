@@ -1,0 +1,489 @@
+"""The ledger: reserve, extend, settle, void and recover over the values of one transaction.
+
+Owns every decision about accounts and holds. It is given the locked rows (accounts, the limits on
+them, the holds asked for, calls already booked) as `Books`, decides operation by operation, and
+leaves behind the rows to write. Owns no SQL, no lock, no clock; `app.store.ledger` brings the rows
+and commits the result, the tests bring a dict.
+
+Invariants, for every account and both meters (ledger.md, I1 to I5):
+
+- a reserve or extend is admitted only if `used + held + hold <= amount` for every limit on its
+  path, and then the hold is on every account of the path, or else on none;
+- settling is unconditional, and idempotent on the call id: the first settlement of a call moves
+  its hold to used; a second one changes nothing; the real settlement of a call that had been
+  recovered books the difference as an adjustment;
+- what is booked above a hold is recorded as overrun, for exactly the excess.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from fractions import Fraction
+from hashlib import blake2b
+from typing import Literal
+from uuid import UUID
+
+import msgspec
+
+from app.core.access import OverrunPolicy
+from app.core.metering import Usage
+from app.core.money import ceil_div
+from app.core.refusals import Outcome, Reason, Refusal, Shortfall
+from app.core.windows import Period, Window
+
+Meter = Literal["tokens", "usd"]
+OwnerKind = Literal["chat", "key", "allocation", "pool"]
+
+METERS: tuple[Meter, Meter] = ("tokens", "usd")
+"""In the order in which the limits of one owner are looked at."""
+
+
+class AccountKey(msgspec.Struct, frozen=True, gc=False):
+    """Which account: one owner in one period of one window."""
+
+    id: str
+    owner: OwnerKind
+    owner_id: str
+    window: Window
+    start: datetime
+    end: datetime | None
+
+
+def account_key(owner: OwnerKind, owner_id: str, window: Window, period: Period) -> AccountKey:
+    """Name an account; its id follows from what it is, so that no one has to look it up."""
+    name = f"{owner}|{owner_id}|{window}|{period.start.isoformat()}"
+    digest = blake2b(name.encode(), digest_size=16).digest()
+    return AccountKey(str(UUID(bytes=digest)), owner, owner_id, window, period.start, period.end)
+
+
+class Account(msgspec.Struct):
+    """The running totals of one owner in one period: tokens, and nano-USD."""
+
+    id: str
+    used_tokens: int = 0
+    used_nano: int = 0
+    held_tokens: int = 0
+    held_nano: int = 0
+    unpriced_calls: int = 0
+    overrun_tokens: int = 0
+    overrun_nano: int = 0
+
+    def used(self, meter: Meter) -> int:
+        """Return what is used, in the meter's unit."""
+        return self.used_tokens if meter == "tokens" else self.used_nano
+
+    def held(self, meter: Meter) -> int:
+        """Return what calls in flight hold, in the meter's unit."""
+        return self.held_tokens if meter == "tokens" else self.held_nano
+
+
+class Limit(msgspec.Struct, frozen=True, gc=False):
+    """The most an owner may use in each period of a window, in tokens or nano-USD."""
+
+    owner_id: str
+    meter: Meter
+    window: Window
+    amount: int
+
+
+class OpenDemand(msgspec.Struct, frozen=True, gc=False):
+    """A quantity that the client left open: the ledger grants as much of it as fits.
+
+    `most` and the grant count one choice; a call has `times` choices.
+    """
+
+    most: int
+    all_below: int
+    times: int
+    tokens_each: int
+    cost_each: int
+    """Exact cost of one, times the demand's `denominator`."""
+
+
+class Demand(msgspec.Struct, frozen=True):
+    """What a call asks of the ledger: its path, and the most it can use."""
+
+    accounts: tuple[AccountKey, ...]
+    """In precedence order: chat, key, allocation, pools from the nearest up."""
+    tokens: int
+    counts_tokens: bool
+    """False for calls that no token limit meters (OCR, speech by characters …)."""
+    cost: int | Fraction | None
+    """Exact cost in nano-USD times `denominator`; None for an unpriced call."""
+    denominator: int
+    open: OpenDemand | None
+    policy: OverrunPolicy = "strict"
+
+    def tokens_at(self, granted: int) -> int:
+        """Return the tokens of the call if `granted` of the open quantity were used."""
+        if self.open is None:
+            return self.tokens
+        return self.tokens + self.open.tokens_each * self.open.times * granted
+
+    def nano_at(self, granted: int) -> int:
+        """Return the cost in nano-USD at `granted`, rounded up; 0 for an unpriced call."""
+        if self.cost is None:
+            return 0
+        cost = self.cost
+        if self.open is not None:
+            cost += self.open.cost_each * self.open.times * granted
+        if isinstance(cost, Fraction):
+            return int(-(-cost // self.denominator))
+        return ceil_div(cost, self.denominator)
+
+    def room_in(self, meter: Meter, left: int) -> int | None:
+        """Return how much of the open quantity `left` pays for; None: any amount."""
+        assert self.open is not None
+        if meter == "tokens":
+            each = self.open.tokens_each * self.open.times
+            return None if each == 0 else (left - self.tokens) // each
+        each = self.open.cost_each * self.open.times
+        if self.cost is None or each == 0:
+            return None
+        # Exact: rounding the cost up keeps it within `left` exactly when the cost is.
+        return int((left * self.denominator - self.cost) // each)
+
+
+class CallFacts(msgspec.Struct, frozen=True):
+    """What is known of a call when it is admitted; kept in its hold for a recovery."""
+
+    id: str
+    request_id: str
+    allocation_id: str | None
+    key_id: str
+    member_id: str
+    model: str
+    endpoint: str
+    price_id: str | None
+    started_at: datetime
+    account_ids: tuple[str, ...] = ()
+
+
+class Hold(msgspec.Struct, frozen=True):
+    """What is set aside for one call in flight; `nano` is None for an unpriced call."""
+
+    call_id: str
+    account_ids: tuple[str, ...]
+    tokens: int
+    nano: int | None
+    facts: CallFacts | None = None
+    checkpoint: "Actual | None" = None
+    expired: bool = False
+
+
+class Actual(msgspec.Struct, frozen=True):
+    """What a call used. `nano` is None when its cost is unknown."""
+
+    usage: Usage
+    tokens: int
+    nano: int | None
+
+
+NOTHING = Actual({}, 0, 0)
+
+
+class Booked(msgspec.Struct, frozen=True):
+    """A call that the books already have, and whether a recovery was made good."""
+
+    call_id: str
+    outcome: Outcome
+    tokens: int
+    nano: int | None
+    adjusted: bool = False
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """An admitted reserve: the hold, and how much of the open quantity it pays for."""
+
+    tokens: int
+    nano: int
+    granted: int | None
+    """Of the open quantity, for one choice; None if nothing was open."""
+    limited: bool
+    """Whether any limit was in force: only then must the grant be written upstream."""
+
+
+class Settlement(msgspec.Struct, frozen=True):
+    """How a call ended. A void is a settlement of `NOTHING`."""
+
+    facts: CallFacts
+    outcome: Outcome
+    status_code: int
+    actual: Actual
+    finished_at: datetime
+    estimated: bool = False
+    error_message: str | None = None
+    close_reason: str | None = None
+    shortfall: Shortfall | None = None
+
+
+class CallRow(msgspec.Struct, frozen=True):
+    """A call as it is booked, once and for all."""
+
+    settlement: Settlement
+    overrun_tokens: int = 0
+    overrun_nano: int = 0
+
+
+class Adjustment(msgspec.Struct, frozen=True):
+    """A correction of a booked call; the call itself stays as it was."""
+
+    call_id: str
+    account_ids: tuple[str, ...]
+    tokens: int
+    nano: int
+    reason: str
+
+
+Booking = Literal["booked", "adjusted", "duplicate"]
+
+
+class Books:
+    """The rows of one transaction, decided on in place."""
+
+    def __init__(
+        self,
+        accounts: Iterable[Account],
+        limits: Iterable[Limit],
+        holds: Iterable[Hold] = (),
+        booked: Iterable[Booked] = (),
+    ) -> None:
+        self.accounts: dict[str, Account] = {a.id: a for a in accounts}
+        self.limits: dict[str, list[Limit]] = {}
+        for limit in limits:
+            self.limits.setdefault(limit.owner_id, []).append(limit)
+        for of_owner in self.limits.values():
+            of_owner.sort(key=lambda limit: METERS.index(limit.meter))
+        self.holds: dict[str, Hold] = {h.call_id: h for h in holds}
+        self.booked: dict[str, Booked] = {b.call_id: b for b in booked}
+        self.touched: set[str] = set()
+        self.new_holds: dict[str, Hold] = {}
+        self.changed_holds: dict[str, Hold] = {}
+        self.ended_holds: set[str] = set()
+        self.calls: list[CallRow] = []
+        self.adjustments: list[Adjustment] = []
+
+    # Reserve and extend
+
+    def reserve(self, facts: CallFacts, demand: Demand) -> Grant | Refusal:
+        """Admit a call and hold what it may use, or refuse it and touch nothing."""
+        last_call = demand.policy == "last_call"
+        limited = False
+        room: int | None = None
+        left: dict[Meter, int] = {}
+        least = {"tokens": demand.tokens_at(1), "usd": demand.nano_at(1)}
+        for key in demand.accounts:
+            account = self.accounts[key.id]
+            for limit in self.limits.get(key.owner_id, ()):
+                if limit.window != key.window or not _metered(limit.meter, demand):
+                    continue
+                limited = True
+                # Under `last_call` anything left admits the call, whatever it may cost.
+                needed = 1 if last_call else least[limit.meter]
+                refusal = _refusal(key, account, limit, needed)
+                if refusal is not None:
+                    return refusal
+                remaining = limit.amount - account.used(limit.meter) - account.held(limit.meter)
+                left[limit.meter] = min(remaining, left.get(limit.meter, remaining))
+                if demand.open is not None:
+                    fits = demand.room_in(limit.meter, remaining)
+                    if fits is not None:
+                        room = fits if room is None else min(room, fits)
+        granted = _granted(demand, None if last_call else room)
+        tokens = demand.tokens_at(granted or 0)
+        nano = demand.nano_at(granted or 0)
+        if last_call:
+            tokens = min(tokens, left.get("tokens", tokens))
+            nano = min(nano, left.get("usd", nano))
+        hold = Hold(
+            facts.id,
+            facts.account_ids,
+            tokens,
+            None if demand.cost is None else nano,
+            facts,
+        )
+        self._move_held(hold.account_ids, tokens, nano)
+        self.holds[hold.call_id] = self.new_holds[hold.call_id] = hold
+        return Grant(tokens, nano, granted, limited)
+
+    def extend(
+        self, call_id: str, path: Sequence[AccountKey], tokens: int, nano: int
+    ) -> Grant | Refusal | None:
+        """Add to the hold of a call in flight; None if it has no hold any more."""
+        hold = self.holds.get(call_id)
+        if hold is None:
+            return None
+        unpriced = hold.nano is None
+        more: dict[Meter, int] = {"tokens": tokens, "usd": 0 if unpriced else nano}
+        limited = False
+        for key in path:
+            account = self.accounts[key.id]
+            for limit in self.limits.get(key.owner_id, ()):
+                if limit.window != key.window or (limit.meter == "usd" and unpriced):
+                    continue
+                limited = True
+                refusal = _refusal(key, account, limit, more[limit.meter])
+                if refusal is not None:
+                    return refusal
+        held = msgspec.structs.replace(
+            hold,
+            tokens=hold.tokens + tokens,
+            nano=None if hold.nano is None else hold.nano + nano,
+        )
+        self._move_held(hold.account_ids, tokens, more["usd"])
+        self.holds[call_id] = held
+        if call_id in self.new_holds:
+            self.new_holds[call_id] = held
+        else:
+            self.changed_holds[call_id] = held
+        return Grant(held.tokens, held.nano or 0, None, limited)
+
+    # Settle, void and recover
+
+    def settle(self, settlement: Settlement) -> Booking:
+        """Book how a call ended, whatever the limits say; a second time changes nothing."""
+        facts = settlement.facts
+        booked = self.booked.get(facts.id)
+        hold = self._end_hold(facts.id)
+        if booked is not None:
+            return self._settle_again(settlement, booked)
+        held_tokens = hold.tokens if hold is not None else 0
+        held_nano = (hold.nano or 0) if hold is not None else 0
+        actual = settlement.actual
+        nano = actual.nano or 0
+        row = CallRow(
+            settlement,
+            overrun_tokens=max(0, actual.tokens - held_tokens),
+            overrun_nano=max(0, nano - held_nano),
+        )
+        self._use(facts.account_ids, actual.tokens, nano, row.overrun_tokens, row.overrun_nano)
+        if actual.nano is None:
+            for account_id in facts.account_ids:
+                self.accounts[account_id].unpriced_calls += 1
+        self.calls.append(row)
+        self.booked[facts.id] = Booked(facts.id, settlement.outcome, actual.tokens, actual.nano)
+        return "booked"
+
+    def recover(self, call_id: str, at: datetime) -> Booking | None:
+        """Book a call whose process died, from its last checkpoint or else its hold.
+
+        None if there is nothing to recover: the call settled or was refreshed meanwhile.
+        """
+        hold = self.holds.get(call_id)
+        if hold is None or not hold.expired:
+            return None
+        if call_id in self.booked:
+            # The reserve reached the database after its call had ended without it.
+            self._end_hold(call_id)
+            return "duplicate"
+        assert hold.facts is not None, "a hold keeps the facts of its call"
+        actual = hold.checkpoint or Actual({}, hold.tokens, hold.nano)
+        return self.settle(Settlement(hold.facts, "recovered", 200, actual, at, estimated=True))
+
+    # Parts
+
+    def _settle_again(self, settlement: Settlement, booked: Booked) -> Booking:
+        """Settle a call the books already have: a recovery is made good, once."""
+        if booked.outcome != "recovered" or booked.adjusted:
+            return "duplicate"
+        if settlement.outcome == "recovered":
+            return "duplicate"
+        facts, actual = settlement.facts, settlement.actual
+        tokens = actual.tokens - booked.tokens
+        # An unknown cost on either side: the books keep what they have rather than guess.
+        known = actual.nano is not None and booked.nano is not None
+        nano = (actual.nano or 0) - (booked.nano or 0) if known else 0
+        self._use(facts.account_ids, tokens, nano, max(0, tokens), max(0, nano))
+        self.adjustments.append(
+            Adjustment(facts.id, facts.account_ids, tokens, nano, "late_settlement")
+        )
+        self.booked[facts.id] = msgspec.structs.replace(booked, adjusted=True)
+        return "adjusted"
+
+    def _end_hold(self, call_id: str) -> Hold | None:
+        """Release the hold of a call, if it has one."""
+        hold = self.holds.pop(call_id, None)
+        if hold is None:
+            return None
+        self._move_held(hold.account_ids, -hold.tokens, -(hold.nano or 0))
+        self.changed_holds.pop(call_id, None)
+        if self.new_holds.pop(call_id, None) is None:
+            self.ended_holds.add(call_id)
+        return hold
+
+    def _move_held(self, account_ids: Iterable[str], tokens: int, nano: int) -> None:
+        for account_id in account_ids:
+            account = self.accounts[account_id]
+            account.held_tokens += tokens
+            account.held_nano += nano
+            self.touched.add(account_id)
+
+    def _use(
+        self, account_ids: Iterable[str], tokens: int, nano: int, over_tokens: int, over_nano: int
+    ) -> None:
+        for account_id in account_ids:
+            account = self.accounts[account_id]
+            account.used_tokens += tokens
+            account.used_nano += nano
+            account.overrun_tokens += over_tokens
+            account.overrun_nano += over_nano
+            self.touched.add(account_id)
+
+
+def _metered(meter: Meter, demand: Demand) -> bool:
+    """Tell whether a limit in this meter has a say in the call at all."""
+    return demand.counts_tokens if meter == "tokens" else demand.cost is not None
+
+
+def _refusal(key: AccountKey, account: Account, limit: Limit, needed: int) -> Refusal | None:
+    """Refuse what does not fit the limit: for the period, or only until holds are released."""
+    used, held = account.used(limit.meter), account.held(limit.meter)
+    # A limit of 0 blocks everything it meters, also what happens to cost nothing.
+    exceeded = limit.amount == 0 or used + needed > limit.amount
+    if not exceeded and used + held + needed <= limit.amount:
+        return None
+    if exceeded:
+        reason = Reason.TOKENS_EXCEEDED if limit.meter == "tokens" else Reason.COST_EXCEEDED
+    else:
+        reason = Reason.RESERVED
+    return Refusal(
+        reason,
+        Shortfall(
+            key.owner,
+            key.owner_id,
+            limit.meter,
+            limit.window,
+            limit.amount,
+            used,
+            held,
+            needed,
+            key.end,
+        ),
+    )
+
+
+def _granted(demand: Demand, room: int | None) -> int | None:
+    """Share out an open quantity: the most, or half of what is left, or all of a small rest."""
+    if demand.open is None:
+        return None
+    if room is None:
+        return demand.open.most
+    half = room // 2
+    return min(demand.open.most, half if half >= demand.open.all_below else room)
+
+
+def account_state(
+    status: str, limits: Mapping[Meter, int], account: Account | None
+) -> Literal["ok", "near", "critical", "exhausted", "paused"]:
+    """Tell how near an allocation is to its caps: near from 75 %, critical from 90 %."""
+    if status != "active":
+        return "paused"
+    share = Decimal(0)
+    for meter, amount in limits.items():
+        used = account.used(meter) if account is not None else 0
+        if used >= amount:
+            return "exhausted"
+        share = max(share, Decimal(used) / amount)
+    if share >= Decimal("0.9"):
+        return "critical"
+    return "near" if share >= Decimal("0.75") else "ok"

@@ -1,0 +1,97 @@
+"""Preflight: from the facts of a request to what is asked of the ledger, and back.
+
+Owns the step between a ceiling and a demand: what the call can cost at its price, which accounts
+it is charged to, what a grant means for the request that goes upstream. Owns neither the limits
+(`ledger`) nor who may call (`access`).
+
+Invariants: the demand of a ceiling, at any grant, costs at least what any usage within it does;
+a call is unpriced at admission exactly when no way of metering it has a rate for every unit.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from fractions import Fraction
+
+from app.core.access import OverrunPolicy
+from app.core.ceilings import Ceiling
+from app.core.ledger import AccountKey, Demand, OpenDemand, OwnerKind, account_key
+from app.core.metering import TOKEN_UNITS, Usage, tokens_of
+from app.core.pricing import Price
+from app.core.windows import Calendar, Window
+
+BOOK_WINDOW: Window = "month"
+"""The window whose accounts every allocation has, limited or not: what the cards show."""
+
+
+def demand_for(
+    ceiling: Ceiling, price: Price | None, path: tuple[AccountKey, ...], policy: OverrunPolicy
+) -> Demand:
+    """Turn the most a call can use into the most it can take from each account."""
+    open_ = ceiling.open
+    tokens = 0
+    cost: int | Fraction | None = None
+    for bundle in ceiling.bundles:
+        exact = None if price is None else price.ceiling_exact(bundle)
+        if exact is None:
+            continue
+        tokens = max(tokens, tokens_of(bundle))
+        if cost is None or exact > cost:
+            cost = exact
+    if cost is None:
+        tokens = max(tokens_of(bundle) for bundle in ceiling.bundles)
+    open_counts = open_ is not None and open_.unit in TOKEN_UNITS
+    each = 0
+    if price is not None and open_ is not None:
+        rate = price.worst.get(open_.unit)
+        if rate is None:
+            cost = None
+        else:
+            each = rate
+    return Demand(
+        accounts=path,
+        tokens=tokens,
+        counts_tokens=open_counts or tokens > 0,
+        cost=cost,
+        denominator=1 if price is None else price.denominator,
+        open=None
+        if open_ is None
+        else OpenDemand(open_.most, open_.all_below, open_.times, int(open_counts), each),
+        policy=policy,
+    )
+
+
+class Paths:
+    """Which accounts a call is charged to, remembered while their period lasts."""
+
+    def __init__(self, calendar: Calendar) -> None:
+        self.calendar = calendar
+        self._known: dict[tuple[str, Window], AccountKey] = {}
+
+    def account(
+        self, owner: OwnerKind, owner_id: str, at: datetime, window: Window = BOOK_WINDOW
+    ) -> AccountKey:
+        """Return the account of an owner at an instant."""
+        known = self._known.get((owner_id, window))
+        if known is not None and known.start <= at and (known.end is None or at < known.end):
+            return known
+        key = account_key(owner, owner_id, window, self.calendar.period(window, at))
+        self._known[owner_id, window] = key
+        return key
+
+    def of(self, owners: Iterable[tuple[OwnerKind, str]], at: datetime) -> tuple[AccountKey, ...]:
+        """Return the accounts of a path of owners, in its order."""
+        return tuple(self.account(owner, owner_id, at) for owner, owner_id in owners)
+
+
+def dearest(bundles: Sequence[Usage], price: Price | None) -> Usage:
+    """Return what a usage that was never reported is billed at: the dearest bundle with a price."""
+    if price is not None:
+        best: Usage | None = None
+        most: int | Fraction = -1
+        for bundle in bundles:
+            exact = price.cost_exact(bundle)
+            if exact is not None and exact > most:
+                best, most = bundle, exact
+        if best is not None:
+            return best
+    return bundles[0]

@@ -1,0 +1,143 @@
+"""The door: which request under `/v1` goes where.
+
+Owns the paths of the data plane and the reads (`/v1/models`, `/v1/key`, `/v1/calls/{id}`). Calls go
+through the exchange. A raw ASGI application: typed handlers cost more than the rest of a call.
+
+Invariants: unknown paths are 404 and never proxied; nothing leaves as a stack trace.
+"""
+
+import asyncio
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import psycopg
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.core.access import Key
+from app.core.refusals import Reason, Refusal
+from app.core.windows import Calendar
+from app.gateway.endpoints import ENDPOINTS
+from app.gateway.exchange import (
+    Exchange,
+    Receive,
+    Refused,
+    Scope,
+    Send,
+    request_id_of,
+    send_problem,
+    send_whole_answer,
+)
+from app.problems import internal_error, method_not_allowed, not_found, problem_of
+from app.store.database import Database
+from app.store.usage import call_document, key_document
+
+log = structlog.get_logger(__name__)
+
+_CALL_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+class Door:
+    """The ASGI application mounted at `/v1`."""
+
+    def __init__(self, exchange: Exchange, database: Database, calendar: Calendar) -> None:
+        self.exchange = exchange
+        self.database = database
+        self.calendar = calendar
+        self._endpoints = {f"/v1/{name}": endpoint for name, endpoint in ENDPOINTS.items()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        path: str = scope.get("root_path", "") + scope["path"]
+        if not path.startswith("/v1"):
+            path = "/v1" + path
+        path = path.rstrip("/")
+        try:
+            endpoint = self._endpoints.get(path)
+            if endpoint is not None and scope["method"] == "POST":
+                await self.exchange.handle(endpoint, scope, receive, send)
+            else:
+                await self._read(path, scope, send, known=endpoint is not None)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("request_failed", path=path)
+            headers = dict(scope["headers"])
+            await send_problem(send, internal_error(), request_id_of(headers))
+
+    async def _read(self, path: str, scope: Scope, send: Send, *, known: bool) -> None:
+        headers = dict(scope["headers"])
+        request_id = request_id_of(headers)
+        method: str = scope["method"]
+        try:
+            if known:
+                raise Refused(method_not_allowed(method, path, "POST"))
+            document = await self._document(path, method, headers)
+        except Refused as refused:
+            await send_problem(send, refused.problem, request_id)
+            return
+        except (psycopg.Error, SQLAlchemyError, OSError):
+            problem = problem_of(Refusal(Reason.LEDGER_UNAVAILABLE))
+            await send_problem(send, problem, request_id)
+            return
+        await send_whole_answer(
+            send,
+            200,
+            [(b"content-type", b"application/json"), (b"x-request-id", request_id.encode())],
+            _encode(document),
+        )
+
+    async def _document(self, path: str, method: str, headers: dict[bytes, bytes]) -> Any:
+        parts = path.split("/")[2:]
+        match parts:
+            case ["models"] | ["models", *_] | ["key"] | ["calls", _]:
+                if method not in ("GET", "HEAD"):
+                    raise Refused(method_not_allowed(method, path, "GET"))
+            case _:
+                raise Refused(not_found(f"There is nothing at {method} {path[:200]}."))
+        key = await self.exchange.authenticate(headers)
+        match parts:
+            case ["models"]:
+                return {"object": "list", "data": self._models(key)}
+            case ["models", *slug]:
+                name = "/".join(slug)
+                for model in self._models(key):
+                    if model["id"] == name:
+                        return model
+                raise Refused(not_found(f"This key does not open the model {name[:200]!r}."))
+            case ["key"]:
+                return await key_document(self.database, self.calendar, key, datetime.now(UTC))
+            case _:
+                return await self._call(parts[1], key)
+
+    async def _call(self, call_id: str, key: Key) -> Any:
+        document = None
+        if _CALL_ID.fullmatch(call_id):
+            document = await call_document(self.database, call_id, key_id=key.id)
+        if document is None:
+            raise Refused(not_found("This key made no call with that id."))
+        return document
+
+    def _models(self, key: Key) -> list[dict[str, object]]:
+        directory = self.exchange.directory
+        slugs: list[str] = []
+        for allocation_id in key.allocation_ids:
+            allocation = directory.allocations.get(allocation_id)
+            if allocation is not None and allocation.status == "active":
+                slugs.extend(allocation.models)
+        return [
+            {
+                "id": slug,
+                "object": "model",
+                "created": model.created,
+                "owned_by": provider.name if provider is not None else "",
+            }
+            for slug in slugs
+            if (model := directory.models.get(slug)) is not None
+            for provider in [directory.providers.get(model.provider_id)]
+        ]
+
+
+_encode = msgspec.json.Encoder(decimal_format="number").encode

@@ -1,0 +1,869 @@
+"""The exchange: admit -> forward -> meter -> settle, the one path of every HTTP call.
+
+Owns the order of these steps and what happens when one of them fails: which outcome is recorded,
+what is billed, what the client is told. Owns no rule (`app.core`), no SQL (`app.store`), no wire
+detail of an endpoint (`endpoints`) or of a provider (`upstream`).
+
+Invariants:
+
+- Nothing goes upstream before its hold is committed (or its allocation allows outages).
+- After that, every way out settles: an answer, an error, a client that leaves, a cancellation.
+- The last byte of an answer leaves only when its settlement is in the books or in the spool.
+- No upstream call happens inside a transaction.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+import psycopg
+import structlog
+
+from app.core import access
+from app.core.access import Allocation, Grantee, Key, Model, Provider
+from app.core.ceilings import BadRequest, Ceiling, ModelFacts, estimate_chat
+from app.core.ledger import (
+    NOTHING,
+    AccountKey,
+    Actual,
+    CallFacts,
+    Demand,
+    Settlement,
+)
+from app.core.metering import Usage, tokens_of
+from app.core.money import nano_to_usd
+from app.core.preflight import Paths, dearest, demand_for
+from app.core.pricing import Price
+from app.core.refusals import OUTCOME_OF, Outcome, Reason, Refusal
+from app.gateway import metrics
+from app.gateway.endpoints import (
+    Endpoint,
+    Request,
+    body_for,
+    facts_of,
+    read_form,
+    read_json,
+)
+from app.gateway.upstream import (
+    Chunks,
+    Upstream,
+    UpstreamFailed,
+    UpstreamTimedOut,
+    redact,
+    send_streamed,
+    send_whole,
+)
+from app.ids import uuid7
+from app.problems import (
+    Problem,
+    bad_request,
+    internal_error,
+    problem_of,
+    too_large,
+    upstream_failed,
+    upstream_timeout,
+)
+from app.settings import Settings
+from app.store.answers import Answers, Fresh, Mismatch, Replay, Running
+from app.store.directory import Directory
+from app.store.ledger import Answer, Granted, Ledger, LedgerUnavailable, Stale, Standing
+from app.store.vault import Vault
+
+log = structlog.get_logger(__name__)
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+REQUEST_ID_LENGTH_MAX = 128
+LINGER_S = 5.0
+"""How long to read on for the usage of a stream whose client has left."""
+CHECKPOINT_S = 1.0
+ANSWER_BYTES_MAX = 8 * 2**20
+"""The largest answer kept for an Idempotency-Key."""
+DRAIN_BYTES_MAX = 128 * 2**20
+
+PASSED_HEADERS = ("content-type", "retry-after", "openai-processing-ms", "content-disposition")
+"""What of a provider's headers reaches the client."""
+
+
+class Refused(Exception):
+    """The call is answered with a problem instead."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+
+
+class Call:
+    """One call on its way through the exchange."""
+
+    __slots__ = (
+        "allocation",
+        "answer_key",
+        "ceiling",
+        "endpoint",
+        "facts",
+        "grant",
+        "id",
+        "key",
+        "model",
+        "model_facts",
+        "path",
+        "price",
+        "provider",
+        "request",
+        "request_id",
+        "standing",
+        "started_at",
+    )
+
+    allocation: Allocation
+    ceiling: Ceiling
+    facts: CallFacts
+    model: Model
+    model_facts: ModelFacts
+    provider: Provider | None
+    request: Request
+
+    def __init__(self, endpoint: Endpoint, key: Key, request_id: str) -> None:
+        self.endpoint = endpoint
+        self.key = key
+        self.request_id = request_id
+        self.started_at = datetime.now(UTC)
+        self.id = uuid7(self.started_at)
+        self.path: tuple[AccountKey, ...] = ()
+        self.price: Price | None = None
+        self.standing: Standing | None = None
+        self.answer_key: str | None = None
+        self.grant: Granted | None = None
+
+    def actual(self, usage: Usage) -> Actual:
+        """Return what a usage comes to at the price of the call."""
+        nano = 0 if not usage else None if self.price is None else self.price.cost_nano(usage)
+        return Actual(usage, tokens_of(usage), nano)
+
+
+class Exchange:
+    """What all calls of a process share."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        directory: Directory,
+        ledger: Ledger,
+        vault: Vault,
+        upstream: Upstream,
+        paths: Paths,
+        answers: Answers,
+    ) -> None:
+        self.settings = settings
+        self.directory = directory
+        self.ledger = ledger
+        self.vault = vault
+        self.upstream = upstream
+        self.paths = paths
+        self.answers = answers
+
+    # The path of a call
+
+    async def handle(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one POST to an endpoint."""
+        headers = dict(scope["headers"])
+        request_id = request_id_of(headers)
+        call: Call | None = None
+        try:
+            key = await self.authenticate(headers)
+            body = await read_body(headers, receive, self.settings.max_body_bytes)
+            call = Call(endpoint, key, request_id)
+            call.request = await self._read(endpoint, headers, body)
+            idempotency_key = headers.get(b"idempotency-key")
+            if idempotency_key is not None:
+                answer = await self._replay(call, idempotency_key, body)
+                if answer is not None:
+                    await _send_answer(send, call, answer)
+                    return
+            try:
+                await self._admit(call)
+                await self._forward(call, receive, send)
+            finally:
+                if call.answer_key is not None:
+                    await self.answers.release(call.key.id, call.answer_key, call.id)
+        except Refused as refused:
+            await send_problem(send, refused.problem, request_id, call.id if call else None)
+        except BadRequest as error:
+            problem = bad_request(str(error), error.param or None)
+            await send_problem(send, problem, request_id, None)
+        except ClientGone:
+            return
+
+    async def authenticate(self, headers: dict[bytes, bytes]) -> Key:
+        """Return the key of a request, or refuse it; unknown to us, it may be new elsewhere."""
+        bearer = bearer_of(headers)
+        now = datetime.now(UTC)
+        key = None
+        if bearer is not None:
+            digest = self.vault.digest(bearer)
+            key = self.directory.keys_by_digest.get(digest)
+            if key is None:
+                await self.directory.look_again()
+                key = self.directory.keys_by_digest.get(digest)
+        refusal = access.key_refusal(key, now)
+        if refusal is not None or key is None:
+            metrics.REFUSED_KEYS.inc()
+            raise Refused(problem_of(refusal or Refusal(Reason.INVALID_KEY)))
+        return key
+
+    async def _read(self, endpoint: Endpoint, headers: dict[bytes, bytes], body: bytes) -> Request:
+        content_type = headers.get(b"content-type", b"application/json").decode("latin-1")
+        kind = content_type.partition(";")[0].strip().lower()
+        expected = "application/json" if endpoint.reader == "json" else "multipart/form-data"
+        if kind != expected:
+            raise Refused(
+                Problem(
+                    415,
+                    "invalid_request_error",
+                    "unsupported_media_type",
+                    f"/v1/{endpoint.name} takes {expected}, not {kind[:100]!r}.",
+                )
+            )
+        if b"content-encoding" in headers:
+            raise Refused(
+                Problem(
+                    415,
+                    "invalid_request_error",
+                    "unsupported_media_type",
+                    "Send the body without a Content-Encoding.",
+                )
+            )
+        read = read_json if endpoint.reader == "json" else read_form
+        request = read(body, content_type)
+        if endpoint.document is not None:
+            await endpoint.document(request)
+        return request
+
+    async def _replay(self, call: Call, raw_key: bytes, body: bytes) -> Answer | None:
+        """Return the booked answer of an Idempotency-Key, or claim the key for this call."""
+        if not 1 <= len(raw_key) <= 255 or not _printable(raw_key):
+            raise BadRequest(
+                "`Idempotency-Key` must have from 1 to 255 printable ASCII characters.",
+                "Idempotency-Key",
+            )
+        key = raw_key.decode("ascii")
+        digest = hashlib.sha256(call.endpoint.name.encode() + b"\0" + body).digest()
+        try:
+            claimed = await self.answers.claim(call.key.id, key, digest, call.id)
+        except (psycopg.Error, OSError):
+            raise Refused(problem_of(Refusal(Reason.LEDGER_UNAVAILABLE))) from None
+        match claimed:
+            case Fresh():
+                call.answer_key = key
+                return None
+            case Replay(answer=answer):
+                return answer
+            case Running():
+                raise Refused(
+                    Problem(
+                        409,
+                        "invalid_request_error",
+                        "idempotency_key_in_use",
+                        "A call with this Idempotency-Key is still running.",
+                    )
+                )
+            case Mismatch():
+                raise Refused(
+                    Problem(
+                        422,
+                        "invalid_request_error",
+                        "idempotency_key_reused",
+                        "This Idempotency-Key came with another body before; use a new one.",
+                    )
+                )
+
+    async def _admit(self, call: Call) -> None:
+        """Hold what the call may use, or raise `Refused` after recording the refusal."""
+        while True:
+            version = self.directory.version
+            grantee = self._grantee(call)
+            if isinstance(grantee, Refusal):
+                # Before refusing for what the directory says: is it out of date?
+                await self.directory.look_again()
+                if self.directory.version != version:
+                    continue
+                await self._refuse(call, grantee)
+            demand = self._prepare(call, grantee)
+            try:
+                result = await self.ledger.reserve(
+                    call.facts, demand, version, one_shot=call.key.one_shot
+                )
+            except LedgerUnavailable:
+                if call.allocation.ledger_outage == "allow":
+                    log.warning("call_let_through", call_id=call.id)
+                    break
+                await self._refuse(call, Refusal(Reason.LEDGER_UNAVAILABLE))
+            if isinstance(result, Stale):
+                try:
+                    await self.directory.refresh_to(result.version)
+                except (psycopg.Error, OSError):
+                    await self._refuse(call, Refusal(Reason.LEDGER_UNAVAILABLE))
+                continue
+            if isinstance(result, Refusal):
+                await self._refuse(call, result)
+            assert isinstance(result, Granted)
+            call.grant = result
+            call.standing = result.standing
+            break
+        if call.provider is None or not call.provider.credential:
+            await self._refuse(call, Refusal(Reason.PROVIDER_UNAVAILABLE))
+
+    def _grantee(self, call: Call) -> Grantee | Refusal:
+        directory = self.directory
+        # The directory may have been freshened since the request was authenticated.
+        key = directory.keys_by_id.get(call.key.id)
+        refusal = access.key_refusal(key, call.started_at)
+        if refusal is not None or key is None:
+            return refusal or Refusal(Reason.INVALID_KEY)
+        call.key = key
+        slug = call.request.model
+        return access.admit(
+            key,
+            slug,
+            directory.members,
+            directory.allocations,
+            directory.prices.get(slug, ()),
+            call.started_at,
+        )
+
+    def _prepare(self, call: Call, grantee: Grantee) -> Demand:
+        """Work out the ceiling and the path of a call that may be admitted."""
+        slug = call.request.model
+        call.allocation = grantee.allocation
+        call.price = grantee.price
+        call.model = self.directory.models[slug]
+        endpoints = call.model.endpoints
+        if endpoints is not None and call.endpoint.name not in endpoints:
+            raise BadRequest(
+                f"The model {slug!r} is not served at /v1/{call.endpoint.name}.", "model"
+            )
+        call.provider = self.directory.providers.get(call.model.provider_id)
+        call.model_facts = facts_of(call.model, self.settings)
+        call.ceiling = call.endpoint.ceiling(call.request, call.model_facts)
+        call.path = self.paths.of((("allocation", call.allocation.id),), call.started_at)
+        call.facts = self._facts(call, tuple(key.id for key in call.path))
+        return demand_for(call.ceiling, call.price, call.path, call.allocation.overrun_policy)
+
+    def _facts(self, call: Call, account_ids: tuple[str, ...]) -> CallFacts:
+        only = call.key.allocation_ids[0] if len(call.key.allocation_ids) == 1 else None
+        allocation = access.open_allocation(
+            call.key, call.request.model, self.directory.allocations
+        )
+        return CallFacts(
+            call.id,
+            call.request_id,
+            allocation.id if allocation is not None else only,
+            call.key.id,
+            call.key.member_id,
+            call.request.model,
+            call.endpoint.name,
+            call.price.id if call.price is not None else None,
+            call.started_at,
+            account_ids,
+        )
+
+    async def _refuse(self, call: Call, refusal: Refusal) -> NoReturn:
+        """Record a refusal, release what the call may hold, and raise."""
+        problem = problem_of(refusal)
+        outcome = OUTCOME_OF[refusal.reason]
+        if outcome is None:
+            metrics.REFUSED_KEYS.inc()
+            raise Refused(problem)
+        # An unconfirmed reserve may have left a hold: then the accounts are locked and it goes.
+        held = refusal.reason in (Reason.LEDGER_UNAVAILABLE, Reason.PROVIDER_UNAVAILABLE)
+        path = call.path if held else ()
+        facts = self._facts(call, tuple(key.id for key in path))
+        await self.ledger.settle(
+            Settlement(
+                facts,
+                outcome,
+                problem.status,
+                NOTHING,
+                datetime.now(UTC),
+                error_message=problem.message,
+                shortfall=refusal.shortfall,
+            ),
+            path,
+        )
+        metrics.CALLS.labels(call.endpoint.name, outcome).inc()
+        raise Refused(problem)
+
+    # Forwarding
+
+    async def _forward(self, call: Call, receive: Receive, send: Send) -> None:
+        try:
+            request, provider = call.request, call.provider
+            assert provider is not None
+            self._clamp(call)
+            body, content_type = body_for(request, call.endpoint, call.model.upstream_model)
+            prepared = self.upstream.request(
+                provider,
+                call.endpoint.path,
+                call.model.upstream_model,
+                [("content-type", content_type), ("x-request-id", call.id)],
+                body,
+            )
+            if request.stream and call.endpoint.stream_meter is not None:
+                await self._stream(call, prepared, receive, send)
+            elif call.endpoint.answer == "binary":
+                await self._binary(call, prepared, send)
+            else:
+                await self._whole(call, prepared, receive, send)
+        except UpstreamFailed as error:
+            await self._fail(call, upstream_failed(str(error)))
+        except UpstreamTimedOut:
+            await self._fail(call, upstream_timeout())
+        except (Refused, ClientGone):
+            raise
+        except Exception:
+            log.exception("call_failed", call_id=call.id)
+            await self._fail(call, internal_error())
+        except asyncio.CancelledError:
+            # What reached the provider is not known: the hold lapses, and is billed as after a
+            # crash.
+            self.ledger.live.pop(call.id, None)
+            raise
+
+    def _clamp(self, call: Call) -> None:
+        """Write the granted maximum into the request, where it is less than the model's own."""
+        opened, grant = call.ceiling.open, call.grant
+        if opened is None or grant is None or not grant.grant.limited:
+            return
+        granted = grant.grant.granted
+        clamp = call.endpoint.clamp
+        if granted is None or clamp is None or call.allocation.overrun_policy != "strict":
+            return
+        known = opened.unit == "page" or call.model.max_output_tokens is not None
+        if granted < opened.most or not known:
+            assert call.provider is not None
+            clamp(call.request, call.provider, granted)
+
+    async def _whole(self, call: Call, prepared: Any, receive: Receive, send: Send) -> None:
+        response, body = await send_whole(prepared)
+        status: int = response.status
+        if status >= 300:
+            await self._provider_error(call, status, body, response, send)
+            return
+        usage = call.endpoint.meter(body)
+        estimated = False
+        if usage is None:
+            usage, estimated = self._estimate(call, body)
+        gone = await _left(receive)
+        headers = _passed(response)
+        answer = self._kept(call, status, headers, body)
+        standing = await self._settle(
+            call,
+            "client_disconnected" if gone else "success",
+            status,
+            usage,
+            estimated=estimated,
+            answer=answer,
+        )
+        await send_whole_answer(
+            send, status, [*headers, *self._call_headers(call, usage, standing)], body
+        )
+
+    async def _binary(self, call: Call, prepared: Any, send: Send) -> None:
+        """Pass on an answer whose cost is known beforehand, its last chunk after settling."""
+        usage, estimated = self._estimate(call, b"")
+        async with send_streamed(prepared) as (response, chunks):
+            status: int = response.status
+            if status >= 300:
+                await self._provider_error(call, status, await chunks.rest(), response, send)
+                return
+            chunk = await chunks.next()
+            if chunk is None:
+                raise UpstreamFailed("The provider answered with nothing.")
+            headers = [*_passed(response), *self._call_headers(call, usage, call.standing)]
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            kept: list[bytes] = []
+            broken = False
+            while True:
+                try:
+                    following = await chunks.next()
+                except (UpstreamFailed, UpstreamTimedOut):
+                    broken = True
+                    following = None
+                if call.answer_key is not None:
+                    kept.append(chunk)
+                if following is None:
+                    break
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                chunk = following
+        answer = None if broken else self._kept(call, status, _passed(response), b"".join(kept))
+        await self._settle(
+            call,
+            "upstream_error" if broken else "success",
+            status,
+            usage,
+            estimated=estimated or broken,
+            answer=answer,
+        )
+        if broken:
+            # The client must see that the answer is cut: the body ends without its end.
+            raise ClientGone
+        await send({"type": "http.response.body", "body": chunk, "more_body": False})
+
+    async def _stream(self, call: Call, prepared: Any, receive: Receive, send: Send) -> None:
+        async with send_streamed(prepared) as (response, chunks):
+            status: int = response.status
+            content_type = response.get_header("content-type") or ""
+            if status >= 300:
+                await self._provider_error(call, status, await chunks.rest(), response, send)
+                return
+            if "text/event-stream" not in content_type:
+                # Asked for a stream, answered in one piece: metered like one.
+                body = await chunks.rest()
+                usage = call.endpoint.meter(body)
+                estimated = usage is None
+                if usage is None:
+                    usage, estimated = self._estimate(call, body)
+                standing = await self._settle(call, "success", status, usage, estimated=estimated)
+                headers = [*_passed(response), *self._call_headers(call, usage, standing)]
+                await send_whole_answer(send, status, headers, body)
+                return
+            await _Relay(self, call, chunks, receive, send).run(status, _passed(response))
+
+    # Ends
+
+    def _estimate(self, call: Call, body: bytes) -> tuple[Usage, bool]:
+        """Return what to bill for a whole answer without usage, and whether that is a guess.
+
+        Characters are counted from the request and seconds from the file's own header: facts.
+        """
+        most = dearest(call.ceiling.bundles, call.price)
+        usage = call.endpoint.estimate(body, most, call.model_facts)
+        known = "character" in usage or ("second" in usage and call.request.document is not None)
+        return usage, not known
+
+    def _kept(self, call: Call, status: int, headers: Headers, body: bytes) -> Answer | None:
+        if call.answer_key is None or len(body) > ANSWER_BYTES_MAX:
+            return None
+        text = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+        return Answer(status, text, body)
+
+    async def _settle(
+        self,
+        call: Call,
+        outcome: Outcome,
+        status: int,
+        usage: Usage,
+        *,
+        estimated: bool = False,
+        answer: Answer | None = None,
+        error_message: str | None = None,
+    ) -> Standing | None:
+        actual = call.actual(usage)
+        # Queued before the first await: a cancelled waiter does not take its settlement along.
+        settled = await self.ledger.settle(
+            Settlement(
+                call.facts,
+                outcome,
+                status,
+                actual,
+                datetime.now(UTC),
+                estimated,
+                error_message,
+            ),
+            call.path,
+            answer=answer,
+        )
+        if answer is not None and settled.booking == "booked":
+            # The answer is in the books with the call: nothing to release.
+            call.answer_key = None
+        metrics.CALLS.labels(call.endpoint.name, outcome).inc()
+        if actual.nano is None:
+            metrics.UNPRICED.labels(call.request.model).inc()
+        return settled.standing
+
+    async def _fail(self, call: Call, problem: Problem) -> NoReturn:
+        """Record a call that came to nothing, release its hold, and answer with the problem."""
+        await self._settle(
+            call, "upstream_error", problem.status, {}, error_message=problem.message
+        )
+        raise Refused(problem)
+
+    async def _provider_error(
+        self, call: Call, status: int, body: bytes, response: Any, send: Send
+    ) -> None:
+        """Record a provider's refusal; a 4xx is the client's to see, anything else is a 502."""
+        assert call.provider is not None
+        shown = redact(body, call.provider)
+        text = shown[:1000].decode("utf-8", "replace").replace("\0", "")
+        client_sees = 400 <= status < 500
+        await self._settle(
+            call,
+            "upstream_error",
+            status if client_sees else 502,
+            {},
+            error_message=f"{status}: {text}",
+        )
+        if not client_sees:
+            raise Refused(upstream_failed(f"The provider failed with status {status}."))
+        headers = [
+            *_passed(response),
+            (b"x-should-retry", b"true" if status in (408, 429) else b"false"),
+            *_ids(call),
+        ]
+        await send_whole_answer(send, status, headers, shown)
+
+    def _call_headers(self, call: Call, usage: Usage | None, standing: Standing | None) -> Headers:
+        headers = _ids(call)
+        if usage is not None:
+            nano = call.actual(usage).nano
+            if nano is not None:
+                headers.append((b"x-spendgate-cost-usd", nano_to_usd(nano).encode()))
+        if standing is not None:
+            if standing.remaining_nano is not None:
+                left = nano_to_usd(standing.remaining_nano).encode()
+                headers.append((b"x-spendgate-remaining-usd", left))
+            if standing.remaining_tokens is not None:
+                left = str(standing.remaining_tokens).encode()
+                headers.append((b"x-spendgate-remaining-tokens", left))
+        return headers
+
+
+class ClientGone(Exception):
+    """The connection is of no more use: nothing can be answered on it."""
+
+
+class _Relay:
+    """One streamed answer: bytes on to the client, a copy to the meter, then the settlement."""
+
+    def __init__(
+        self, exchange: Exchange, call: Call, chunks: Chunks, receive: Receive, send: Send
+    ) -> None:
+        self.exchange = exchange
+        self.call = call
+        self.chunks = chunks
+        self.receive = receive
+        self.send = send
+        assert call.endpoint.stream_meter is not None
+        self.meter = call.endpoint.stream_meter(not call.request.wants_usage)
+        self.gone = False
+        self.final: list[bytes] = []
+        self.kept: list[bytes] = []
+        self.kept_bytes = 0
+        self.checked_at = time.monotonic()
+        self.timer: asyncio.Timeout | None = None
+
+    async def run(self, status: int, headers: Headers) -> None:
+        """Relay until the provider ends, breaks, or lingers on without a client."""
+        call = self.call
+        watch = asyncio.create_task(self._watch())
+        broken: Problem | None = None
+        try:
+            started = [*headers, *self.exchange._call_headers(call, None, call.standing)]
+            await self.send({"type": "http.response.start", "status": status, "headers": started})
+            try:
+                async with asyncio.timeout(None) as self.timer:
+                    while (chunk := await self.chunks.next()) is not None:
+                        await self._pass(self.meter.feed(chunk))
+            except TimeoutError:
+                pass
+            except UpstreamFailed as error:
+                broken = upstream_failed(str(error))
+            except UpstreamTimedOut:
+                broken = upstream_timeout()
+            self.timer = None
+            await self._pass(self.meter.end())
+            await self._settle(status, headers, broken)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._settle(status, headers, None))
+            raise
+        finally:
+            watch.cancel()
+
+    async def _settle(self, status: int, headers: Headers, broken: Problem | None) -> None:
+        call, meter = self.call, self.meter
+        usage, estimated = self._usage()
+        if not usage and broken is None and not meter.done and not self.gone:
+            broken = upstream_failed("The provider ended the stream before any output.")
+        outcome: Outcome = "success"
+        if self.gone:
+            outcome = "client_disconnected"
+        elif broken is not None or (meter.error and not meter.done):
+            outcome = "upstream_error"
+        answer = None
+        if broken is None and meter.done and self.kept_bytes <= ANSWER_BYTES_MAX:
+            body = b"".join([*self.kept, *self.final])
+            answer = self.exchange._kept(call, status, headers, body)
+        await self.exchange._settle(
+            call,
+            outcome,
+            status if broken is None else broken.status,
+            usage,
+            estimated=estimated,
+            answer=answer,
+            error_message=broken.message if broken is not None else None,
+        )
+        if broken is not None:
+            self.final.append(broken.event())
+        if not self.gone:
+            await self.send(
+                {"type": "http.response.body", "body": b"".join(self.final), "more_body": False}
+            )
+
+    def _usage(self) -> tuple[Usage, bool]:
+        """Return the usage so far: the provider's word, else an estimate of what came."""
+        meter, call = self.meter, self.call
+        if meter.usage is not None:
+            return meter.usage, False
+        if meter.output_bytes == 0 and not meter.done and not self.gone:
+            return {}, False
+        most = dearest(call.ceiling.bundles, call.price)
+        return estimate_chat(most, meter.output_bytes, call.model_facts), True
+
+    async def _pass(self, outs: Any) -> None:
+        provider = self.call.provider
+        assert provider is not None
+        secret = (provider.credential or "").encode()
+        for out in outs:
+            data = out.data
+            if secret and secret in data:
+                data = redact(data, provider)
+            if out.final:
+                self.final.append(data)
+                continue
+            if self.call.answer_key is not None and self.kept_bytes <= ANSWER_BYTES_MAX:
+                self.kept.append(data)
+                self.kept_bytes += len(data)
+            if not self.gone:
+                await self.send({"type": "http.response.body", "body": data, "more_body": True})
+        now = time.monotonic()
+        if now - self.checked_at >= CHECKPOINT_S:
+            self.checked_at = now
+            usage, _ = self._usage()
+            if usage and self.call.id in self.exchange.ledger.live:
+                self.exchange.ledger.live[self.call.id] = self.call.actual(usage)
+
+    async def _watch(self) -> None:
+        """Notice that the client has left; then the provider has a few seconds to report usage."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        if self.timer is not None:
+            self.timer.reschedule(asyncio.get_running_loop().time() + LINGER_S)
+
+
+# The wire
+
+
+async def read_body(headers: dict[bytes, bytes], receive: Receive, most: int) -> bytes:
+    """Read a body of at most `most` bytes; a larger one is read past, so that 413 arrives."""
+    declared = headers.get(b"content-length")
+    large = declared is not None and declared.isdigit() and int(declared) > most
+    first = await receive()
+    if first["type"] == "http.disconnect":
+        raise ClientGone
+    if not first.get("more_body") and not large:
+        body: bytes = first.get("body", b"")
+        if len(body) > most:
+            raise Refused(too_large(most))
+        return body
+    pieces = [first.get("body", b"")]
+    size = len(pieces[0])
+    more = first.get("more_body", False)
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        piece = message.get("body", b"")
+        more = message.get("more_body", False)
+        size += len(piece)
+        if size > most or large:
+            pieces.clear()
+            if size > DRAIN_BYTES_MAX:
+                break
+        else:
+            pieces.append(piece)
+    if size > most or large:
+        raise Refused(too_large(most))
+    return b"".join(pieces)
+
+
+async def _left(receive: Receive) -> bool:
+    """Tell whether the client has closed the connection, without waiting for it to."""
+    waiting = receive()
+    assert isinstance(waiting, Coroutine)
+    try:
+        # One step: either the disconnect is there already, or there is something to wait for.
+        waiting.send(None)
+    except StopIteration as stop:
+        message: Message = stop.value
+        return bool(message["type"] == "http.disconnect")
+    waiting.close()
+    return False
+
+
+def bearer_of(headers: dict[bytes, bytes]) -> str | None:
+    """Return the bearer secret of a request."""
+    value = headers.get(b"authorization")
+    if value is None:
+        return None
+    scheme, _, bearer = value.decode("latin-1").partition(" ")
+    return bearer.strip() or None if scheme.lower() == "bearer" else None
+
+
+def request_id_of(headers: dict[bytes, bytes]) -> str:
+    """Return the client's request id if it can be recorded and echoed, else one of ours."""
+    value = headers.get(b"x-request-id")
+    if value is not None and 0 < len(value) <= REQUEST_ID_LENGTH_MAX and _printable(value):
+        return value.decode("ascii")
+    return f"req_{uuid7()}"
+
+
+def _printable(value: bytes) -> bool:
+    return all(0x21 <= byte <= 0x7E for byte in value)
+
+
+def _ids(call: Call) -> Headers:
+    return [
+        (b"x-request-id", call.request_id.encode()),
+        (b"x-spendgate-call-id", call.id.encode()),
+    ]
+
+
+def _passed(response: Any) -> Headers:
+    passed: Headers = []
+    for name in PASSED_HEADERS:
+        value = response.get_header(name)
+        if value is not None:
+            passed.append((name.encode(), value.encode("latin-1", "replace")))
+    return passed
+
+
+async def send_problem(
+    send: Send, problem: Problem, request_id: str, call_id: str | None = None
+) -> None:
+    """Answer with a problem, in OpenAI's envelope."""
+    headers = [*problem.headers(), (b"x-request-id", request_id.encode())]
+    if call_id is not None:
+        headers.append((b"x-spendgate-call-id", call_id.encode()))
+    await send_whole_answer(send, problem.status, headers, problem.openai())
+
+
+async def send_whole_answer(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    """Answer in one piece."""
+    headers.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def _send_answer(send: Send, call: Call, answer: Answer) -> None:
+    """Replay a booked answer: no provider is called and nothing is billed."""
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
+    headers += [(b"x-request-id", call.request_id.encode()), (b"idempotent-replayed", b"true")]
+    await send_whole_answer(send, answer.status_code, headers, answer.body)

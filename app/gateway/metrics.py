@@ -1,0 +1,9 @@
+"""Metrics of the data plane, for `/metrics`."""
+
+from prometheus_client import Counter
+
+CALLS = Counter(
+    "spendgate_calls", "Calls that ended, by endpoint and outcome", ["endpoint", "outcome"]
+)
+REFUSED_KEYS = Counter("spendgate_refused_keys", "Requests without a usable key")
+UNPRICED = Counter("spendgate_unpriced_calls", "Calls whose cost is unknown", ["model"])

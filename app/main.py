@@ -1,0 +1,211 @@
+"""Composition: one process of the gateway.
+
+Owns which parts there are, what each is given, and the order in which they start and stop. Owns
+nothing else.
+"""
+
+import asyncio
+import contextlib
+import gc
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import psycopg
+import structlog
+from litestar import Litestar, Response, get
+from litestar.handlers import asgi
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.plugins import SwaggerRenderPlugin
+from litestar.types import Receive, Scope, Send
+from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
+from psycopg_pool import AsyncConnectionPool
+
+import app
+from app.control import ControlDeps, control_router
+from app.core.preflight import Paths
+from app.core.windows import Calendar
+from app.gateway.door import Door
+from app.gateway.exchange import Exchange
+from app.gateway.upstream import Upstream
+from app.settings import Settings, psycopg_dsn
+from app.store.answers import Answers
+from app.store.database import Database
+from app.store.directory import Directory
+from app.store.ledger import Ledger
+from app.store.spool import Spool
+from app.store.vault import Vault
+from app.worker import Worker
+
+log = structlog.get_logger(__name__)
+
+HOME_PAGE = Path(__file__).parent.parent / "frontend" / "index.html"
+
+SPOOLED = Gauge("spendgate_spooled_settlements", "Settlements waiting for PostgreSQL")
+LEDGER_UP = Gauge("spendgate_ledger_available", "1 if the last contact with PostgreSQL went well")
+BATCHES = Gauge("spendgate_ledger_batches", "Committed batches of the ledger")
+OPERATIONS = Gauge("spendgate_ledger_operations", "Operations in committed batches")
+
+
+class SecretMismatch(RuntimeError):
+    """The database belongs to an installation with another secret."""
+
+
+class Gateway:
+    """The parts of one process, wired together."""
+
+    def __init__(self, settings: Settings, database_url: str) -> None:
+        self.settings = settings
+        dsn = psycopg_dsn(database_url)
+        self.dsn = dsn
+        self.calendar = Calendar(ZoneInfo(settings.billing_timezone))
+        self.vault = Vault(settings.secret_key())
+        self.pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
+            dsn,
+            min_size=1,
+            max_size=8,
+            open=False,
+            timeout=5,
+            kwargs={"autocommit": True, "connect_timeout": 3},
+            check=AsyncConnectionPool.check_connection,
+        )
+        self.database = Database(database_url)
+        self.spool = Spool(settings.data_dir / "spool")
+        self.directory = Directory(self.pool, dsn, self.vault.unseal)
+        self.ledger = Ledger(
+            dsn,
+            self.spool,
+            hold_deadline_s=settings.hold_deadline_s,
+            wait_s=settings.ledger_wait_s,
+            batch_max=settings.batch_max,
+        )
+        self.upstream = Upstream(
+            connect_timeout_s=settings.upstream_connect_timeout_s,
+            silence_s=settings.upstream_timeout_s,
+        )
+        self.exchange = Exchange(
+            settings,
+            self.directory,
+            self.ledger,
+            self.vault,
+            self.upstream,
+            Paths(self.calendar),
+            Answers(self.pool),
+        )
+        self.door = Door(self.exchange, self.database, self.calendar)
+        self.worker = Worker(self.pool, self.ledger, reaper_period_s=settings.reaper_period_s)
+
+    async def start(self) -> None:
+        """Start every part; PostgreSQL may come later."""
+        await self.pool.open()
+        with contextlib.suppress(psycopg.Error, OSError):
+            await self._check_secret()
+        await self.directory.start()
+        await self.ledger.start()
+        if self.settings.worker:
+            await self.worker.start()
+        # What has been loaded so far stays: collecting garbage need not look at it again.
+        gc.collect()
+        gc.freeze()
+
+    async def stop(self) -> None:
+        """Stop in the order in which parts need each other; queued settlements are finished."""
+        await self.worker.stop()
+        await self.ledger.stop()
+        await self.directory.stop()
+        await self.upstream.close()
+        await self.database.close()
+        await self.pool.close()
+        self.spool.close()
+
+    async def _check_secret(self) -> None:
+        """Refuse a database whose digests and credentials another secret made."""
+        async with self.pool.connection() as connection:
+            row = await (
+                await connection.execute(
+                    "UPDATE installation SET secret_fingerprint ="
+                    " coalesce(secret_fingerprint, %s) RETURNING secret_fingerprint",
+                    [self.vault.fingerprint],
+                )
+            ).fetchone()
+        if row is not None and row[0] != self.vault.fingerprint:
+            raise SecretMismatch(
+                "SPENDGATE_SECRET_KEY is not the secret this database was set up with; "
+                "every replica needs the same one."
+            )
+
+
+def create_app(settings: Settings, database_url: str) -> Litestar:
+    """Make the ASGI application of one process."""
+    gateway = Gateway(settings, database_url)
+
+    @asgi("/v1", is_mount=True)
+    async def data_plane(scope: Scope, receive: Receive, send: Send) -> None:
+        await gateway.door(scope, receive, send)  # type: ignore[arg-type]
+
+    @get("/livez", include_in_schema=False, sync_to_thread=False)
+    def livez() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @get("/readyz", include_in_schema=False)
+    async def readyz() -> Response[dict[str, str]]:
+        try:
+            async with asyncio.timeout(2), gateway.pool.connection(timeout=2) as connection:
+                await connection.execute("SELECT 1")
+        except (psycopg.Error, OSError, TimeoutError):
+            return Response({"status": "the database is away"}, status_code=503)
+        if gateway.directory.version < 0:
+            return Response({"status": "loading"}, status_code=503)
+        return Response({"status": "ready"})
+
+    @get("/metrics", include_in_schema=False, sync_to_thread=False)
+    def metrics() -> Response[bytes]:
+        SPOOLED.set(gateway.spool.pending)
+        LEDGER_UP.set(gateway.ledger.available)
+        BATCHES.set(gateway.ledger.batches)
+        OPERATIONS.set(gateway.ledger.operations)
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    @get("/", include_in_schema=False, media_type="text/html", sync_to_thread=False)
+    def home() -> str:
+        return HOME_PAGE.read_text() if HOME_PAGE.exists() else "Spendgate"
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        await gateway.start()
+        try:
+            yield
+        finally:
+            await gateway.stop()
+
+    control = control_router(
+        ControlDeps(
+            database=gateway.database,
+            vault=gateway.vault,
+            calendar=gateway.calendar,
+            directory=gateway.directory,
+            clock=lambda: datetime.now(UTC),
+        )
+    )
+    return Litestar(
+        route_handlers=[data_plane, control, livez, readyz, metrics, home],
+        lifespan=[lifespan],
+        openapi_config=OpenAPIConfig(
+            title="Spendgate",
+            version=app.__version__,
+            description="An AI gateway that never overspends.",
+            path="/api/schema",
+            render_plugins=[SwaggerRenderPlugin()],
+        ),
+        logging_config=None,
+        debug=False,
+    )
+
+
+def from_environment() -> Litestar:
+    """Make the application from the environment: how each serving process starts."""
+    settings = Settings.from_env()
+    assert settings.database_url is not None, "the parent process sets the database's address"
+    return create_app(settings, settings.database_url)

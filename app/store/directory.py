@@ -1,0 +1,231 @@
+"""The directory: keys, allocations, members, models, prices and providers, in memory.
+
+Owns reading them from PostgreSQL and keeping them fresh; decides nothing (see `core.access`).
+
+Every row that admission depends on carries the revision it last changed at, handed out by the
+database in commit order, so freshening reads only what changed since. LISTEN/NOTIFY makes that
+prompt. Correctness does not hang on it: each reserve names the version it was prepared on, and the
+ledger sends it back if the database's is newer.
+
+Invariants: the version never runs ahead of the rows; a row is replaced whole, between two awaits.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import psycopg
+import structlog
+from psycopg.rows import class_row, dict_row
+from psycopg_pool import AsyncConnectionPool
+
+from app.core.access import Allocation, Key, Member, Model, Provider
+from app.core.pricing import Price, Rate, make_price
+
+log = structlog.get_logger(__name__)
+
+_decode_rates = msgspec.json.Decoder(list[Rate]).decode
+
+
+class Directory:
+    """What admission needs to know, as of `version`."""
+
+    def __init__(
+        self, pool: AsyncConnectionPool[Any], dsn: str, unseal: Callable[[bytes, str, int], str]
+    ) -> None:
+        self.pool = pool
+        self.dsn = dsn
+        self._unseal = unseal
+        self.version = -1
+        self.keys_by_digest: dict[bytes, Key] = {}
+        self.keys_by_id: dict[str, Key] = {}
+        self.members: dict[str, Member] = {}
+        self.allocations: dict[str, Allocation] = {}
+        self.models: dict[str, Model] = {}
+        self.prices: dict[str, tuple[Price, ...]] = {}
+        self.providers: dict[str, Provider] = {}
+        self.listeners: list[Callable[[], None]] = []
+        self._digest_of_key: dict[str, bytes] = {}
+        self._refresh: asyncio.Task[None] | None = None
+        self._next: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Load everything, then listen for changes."""
+        with contextlib.suppress(psycopg.Error, OSError):
+            await self.refresh()
+        self._task = asyncio.create_task(self._listen(), name="directory")
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        for task in (self._task, self._refresh, self._next):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    async def refresh(self) -> None:
+        """Read what changed since `version`, as of no earlier than this call.
+
+        Callers at the same time share one reading: the next one to start. Raises psycopg's errors
+        when PostgreSQL is away; what is known then stays as it is.
+        """
+        if self._refresh is None or self._refresh.done():
+            self._refresh = asyncio.create_task(self._load())
+            await asyncio.shield(self._refresh)
+            return
+        if self._next is None:
+            self._next = asyncio.create_task(self._load_after(self._refresh))
+        await asyncio.shield(self._next)
+
+    async def refresh_to(self, version: int) -> None:
+        """Read until at least `version` is known."""
+        while self.version < version:
+            await self.refresh()
+
+    async def look_again(self) -> None:
+        """Refresh if PostgreSQL can be reached."""
+        with contextlib.suppress(psycopg.Error, OSError):
+            await self.refresh()
+
+    async def _load_after(self, running: asyncio.Task[None]) -> None:
+        await asyncio.wait([running])
+        self._refresh, self._next = self._next, None
+        await self._load()
+
+    async def _load(self) -> None:
+        async with self.pool.connection(timeout=2) as connection:
+            await self._read_since(connection)
+
+    async def _read_since(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        async with connection.transaction():
+            await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            since = [self.version]
+            row = await (
+                await connection.execute("SELECT directory_version FROM installation")
+            ).fetchone()
+            assert row is not None
+            version: int = row[0]
+            if version == self.version:
+                return
+            members = await (
+                await connection.cursor(row_factory=class_row(Member)).execute(
+                    "SELECT id::text, status FROM members WHERE revision > %s", since
+                )
+            ).fetchall()
+            allocations = await (
+                await connection.cursor(row_factory=dict_row).execute(
+                    "SELECT id::text, member_id::text, models, status, pool_id::text,"
+                    " overrun_policy, ledger_outage, unpriced"
+                    " FROM allocations WHERE revision > %s",
+                    since,
+                )
+            ).fetchall()
+            keys = await (
+                await connection.cursor(row_factory=dict_row).execute(
+                    "SELECT id::text, member_id::text, allocation_ids::text[], digest, expires_at,"
+                    " revoked_at, one_shot, used_at FROM keys WHERE revision > %s",
+                    since,
+                )
+            ).fetchall()
+            providers = await (
+                await connection.execute(
+                    "SELECT id::text, name, kind, base_url, credential, credential_version"
+                    " FROM providers WHERE revision > %s",
+                    since,
+                )
+            ).fetchall()
+            models = await (
+                await connection.cursor(row_factory=dict_row).execute(
+                    "SELECT slug, provider_id::text, upstream_model, endpoints, context_window,"
+                    " max_output_tokens, bytes_per_token, image_tokens_max,"
+                    " extract(epoch FROM created_at)::bigint AS created"
+                    " FROM models WHERE revision > %s",
+                    since,
+                )
+            ).fetchall()
+            prices = await (
+                await connection.execute(
+                    "SELECT id::text, model, effective_from, rates::text"
+                    " FROM prices WHERE revision > %s",
+                    since,
+                )
+            ).fetchall()
+        self._replace(members, allocations, keys, providers, models, prices)
+        self.version = version
+        for listener in self.listeners:
+            listener()
+
+    def _replace(
+        self,
+        members: list[Member],
+        allocations: list[dict[str, Any]],
+        keys: list[dict[str, Any]],
+        providers: list[tuple[Any, ...]],
+        models: list[dict[str, Any]],
+        prices: list[tuple[Any, ...]],
+    ) -> None:
+        for member in members:
+            self.members[member.id] = member
+        for row in allocations:
+            self.allocations[row["id"]] = Allocation(**{**row, "models": tuple(row["models"])})
+        for row in keys:
+            digest = row.pop("digest")
+            key = Key(**{**row, "allocation_ids": tuple(row["allocation_ids"])})
+            # A rotated key has a new digest: the old one must open nothing from now on.
+            former = self._digest_of_key.pop(key.id, None)
+            if former is not None:
+                self.keys_by_digest.pop(former, None)
+            self._digest_of_key[key.id] = digest
+            self.keys_by_digest[digest] = key
+            self.keys_by_id[key.id] = key
+        for id, name, kind, base_url, sealed, sealed_version in providers:
+            credential = None
+            if sealed is not None:
+                try:
+                    credential = self._unseal(sealed, id, sealed_version)
+                except ValueError:
+                    log.error("credential_unreadable", provider=name)
+            self.providers[id] = Provider(id, name, kind, base_url, credential)
+        for row in models:
+            endpoints = row["endpoints"]
+            self.models[row["slug"]] = Model(
+                **{**row, "endpoints": None if endpoints is None else tuple(endpoints)}
+            )
+        for id, slug, effective_from, rates in prices:
+            price = make_price(id, slug, effective_from, read_rates(rates))
+            versions = [*self.prices.get(slug, ()), price]
+            self.prices[slug] = tuple(sorted(versions, key=lambda p: p.effective_from))
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                async with await psycopg.AsyncConnection.connect(
+                    self.dsn, autocommit=True, connect_timeout=3
+                ) as connection:
+                    await connection.execute("LISTEN spendgate_directory")
+                    # Whatever changed while nobody listened.
+                    await self.refresh()
+                    while True:
+                        async for _ in connection.notifies(timeout=30, stop_after=1):
+                            await self.refresh()
+                        # A connection that died in silence is found out here.
+                        await connection.execute("SELECT 1")
+                        await self.refresh()
+            except (psycopg.Error, OSError) as error:
+                log.debug("directory_away", error=type(error).__name__)
+                await asyncio.sleep(0.2)
+
+
+def read_rates(rates: str | bytes) -> list[Rate]:
+    """Read the rates of a price as the database keeps them: exact decimals as strings."""
+    return _decode_rates(rates)
+
+
+def rates_json(rates: list[Rate]) -> str:
+    """Write rates for the database."""
+    return msgspec.json.encode(rates).decode()
+
+
+__all__ = ["Directory", "rates_json", "read_rates"]

@@ -1,0 +1,818 @@
+"""The group-commit loop: lock, decide in `app.core.ledger`, write, commit, answer.
+
+Owns the one connection through which a process touches accounts and holds, the queue in front of
+it, and what happens to queued operations when PostgreSQL is away. Owns no decision: which call is
+admitted and what is booked is `core.ledger.Books`.
+
+Every process runs one loop. It takes every queued operation, locks the touched account rows in the
+order of their ids, reads limits and holds under those locks, decides, writes everything with one
+statement, commits, answers the waiters, and starts again: batch size follows load, and an idle
+system answers at once. A batch is two round trips.
+
+Invariants:
+
+- An answer leaves only after the commit that makes it true (or, for a settlement while PostgreSQL
+  is away, after it is safe in the spool).
+- A reserve that could not be confirmed is refused, and a settlement that releases whatever hold it
+  may have left behind follows it.
+- Locks are taken in one order everywhere: accounts by id, then holds, then keys.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+import psycopg
+import structlog
+
+from app.core.ledger import (
+    Account,
+    AccountKey,
+    Actual,
+    Booked,
+    Booking,
+    Books,
+    CallFacts,
+    CallRow,
+    Demand,
+    Grant,
+    Hold,
+    Limit,
+    Meter,
+    Settlement,
+)
+from app.core.refusals import Reason, Refusal
+from app.store.spool import Spool
+
+log = structlog.get_logger(__name__)
+
+LOCK_SQL = """
+SELECT id::text, used_tokens, used_nano, held_tokens, held_nano,
+       unpriced_calls, overrun_tokens, overrun_nano
+FROM accounts WHERE id = ANY(%s::uuid[]) ORDER BY id FOR UPDATE
+"""
+
+# A statement of its own, after the locks: it sees everything that committed before they were won.
+READ_SQL = """
+WITH ended AS (
+    DELETE FROM holds WHERE call_id = ANY(%(settled)s::uuid[])
+    RETURNING call_id, account_ids, tokens, nano
+), kept AS (
+    SELECT call_id, account_ids, tokens, nano, facts, checkpoint, deadline < now() AS expired
+    FROM holds WHERE call_id = ANY(%(looked)s::uuid[]) FOR UPDATE
+)
+SELECT
+    (SELECT directory_version FROM installation),
+    (SELECT json_agg(json_build_object(
+        'owner_id', owner_id, 'meter', meter, 'window', window_kind, 'amount', amount))::text
+     FROM limits WHERE owner_id = ANY(%(owners)s::uuid[])),
+    (SELECT json_agg(ended)::text FROM ended),
+    (SELECT json_agg(kept)::text FROM kept)
+"""
+
+BOOKED_SQL = """
+SELECT c.id::text, c.outcome, c.tokens, c.cost_nano,
+       EXISTS (SELECT FROM adjustments a
+               WHERE a.call_id = c.id AND a.reason = 'late_settlement')
+FROM calls c WHERE c.id = ANY(%s::uuid[])
+"""
+
+ONE_SHOT_SQL = """
+SELECT id::text FROM keys
+WHERE id = ANY(%s::uuid[]) AND used_at IS NULL AND revoked_at IS NULL FOR UPDATE
+"""
+
+_ACCOUNT_COLUMNS = (
+    "id uuid, used_tokens bigint, used_nano bigint, held_tokens bigint, held_nano bigint, "
+    "unpriced_calls bigint, overrun_tokens bigint, overrun_nano bigint"
+)
+_CALL_COLUMNS = (
+    "id uuid, request_id text, allocation_id uuid, key_id uuid, member_id uuid, model text, "
+    "endpoint text, outcome text, close_reason text, status_code integer, started_at timestamptz, "
+    "finished_at timestamptz, usage jsonb, tokens bigint, cost_nano bigint, price_id uuid, "
+    "estimated boolean, overrun_tokens bigint, overrun_nano bigint, error_message text, "
+    "shortfall jsonb, account_ids uuid[]"
+)
+_CALL_NAMES = ", ".join(column.split()[0] for column in _CALL_COLUMNS.split(", "))
+
+WRITE_ACCOUNTS = f"""
+UPDATE accounts a SET used_tokens = v.used_tokens, used_nano = v.used_nano,
+    held_tokens = v.held_tokens, held_nano = v.held_nano, unpriced_calls = v.unpriced_calls,
+    overrun_tokens = v.overrun_tokens, overrun_nano = v.overrun_nano
+FROM json_to_recordset(%s::json) AS v({_ACCOUNT_COLUMNS}) WHERE a.id = v.id
+"""
+WRITE_HOLDS = """
+INSERT INTO holds (call_id, account_ids, tokens, nano, facts, deadline)
+SELECT call_id, account_ids, tokens, nano, facts, now() + %s
+FROM json_to_recordset(%s::json)
+    AS v(call_id uuid, account_ids uuid[], tokens bigint, nano bigint, facts jsonb)
+"""
+WRITE_CALLS = f"""
+INSERT INTO calls ({_CALL_NAMES})
+SELECT {_CALL_NAMES} FROM json_to_recordset(%s::json) AS v({_CALL_COLUMNS})
+"""
+CHANGE_HOLDS = """
+UPDATE holds h SET tokens = v.tokens, nano = v.nano, deadline = now() + %s
+FROM json_to_recordset(%s::json) AS v(call_id uuid, tokens bigint, nano bigint)
+WHERE h.call_id = v.call_id
+"""
+END_HOLDS = "DELETE FROM holds WHERE call_id = ANY(%s::uuid[])"
+WRITE_ADJUSTMENTS = """
+INSERT INTO adjustments (call_id, account_ids, tokens, nano, reason)
+SELECT call_id, account_ids, tokens, nano, reason FROM json_to_recordset(%s::json)
+    AS v(call_id uuid, account_ids uuid[], tokens bigint, nano bigint, reason text)
+"""
+# The answer is kept in the transaction that books the call: replayed if booked, only if booked.
+WRITE_ANSWERS = """
+UPDATE answers a SET status_code = v.status_code, headers = v.headers,
+    body = decode(v.body, 'base64')
+FROM json_to_recordset(%s::json)
+    AS v(call_id uuid, key_id uuid, status_code integer, headers jsonb, body text)
+WHERE a.key_id = v.key_id AND a.call_id = v.call_id
+"""
+USE_KEYS = "UPDATE keys SET used_at = now() WHERE id = ANY(%s::uuid[])"
+
+NEW_ACCOUNTS = """
+INSERT INTO accounts (id, owner, owner_id, window_kind, period_start, period_end)
+SELECT * FROM json_to_recordset(%s::json)
+    AS v(id uuid, owner text, owner_id uuid, "window" text, start timestamptz, "end" timestamptz)
+ORDER BY id ON CONFLICT DO NOTHING
+"""
+
+encode = msgspec.json.Encoder(decimal_format="number").encode
+_decode_limits = msgspec.json.Decoder(list[Limit] | None).decode
+
+
+class _HoldWire(msgspec.Struct):
+    call_id: str
+    account_ids: tuple[str, ...]
+    tokens: int
+    nano: int | None
+    facts: CallFacts | None = None
+    checkpoint: Actual | None = None
+    expired: bool = False
+
+    def hold(self) -> Hold:
+        return Hold(
+            self.call_id,
+            self.account_ids,
+            self.tokens,
+            self.nano,
+            self.facts,
+            self.checkpoint,
+            self.expired,
+        )
+
+
+_decode_holds = msgspec.json.Decoder(list[_HoldWire] | None).decode
+
+
+class LedgerUnavailable(Exception):
+    """PostgreSQL could not confirm the operation; nothing may be forwarded on its strength."""
+
+
+class Stale(msgspec.Struct, frozen=True, gc=False):
+    """The directory that the reserve was prepared on is older than the database's."""
+
+    version: int
+
+
+class Standing(msgspec.Struct, frozen=True, gc=False):
+    """What is left of an account after an operation, where it is limited; nano-USD and tokens."""
+
+    remaining_tokens: int | None
+    remaining_nano: int | None
+
+
+class Granted(msgspec.Struct, frozen=True, gc=False):
+    """A committed reserve."""
+
+    grant: Grant
+    standing: Standing
+
+
+class Settled(msgspec.Struct, frozen=True, gc=False):
+    """A committed settlement, or one that is safe in the spool (`standing` unknown)."""
+
+    booking: Booking | Literal["spooled"]
+    standing: Standing | None
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What an Idempotency-Key replays."""
+
+    status_code: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
+class _Op:
+    """One queued operation and the waiter for its result."""
+
+    __slots__ = ("careful", "created", "future")
+
+    def __init__(self) -> None:
+        self.created = time.monotonic()
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.careful = False
+
+    def done(self, result: object) -> None:
+        if not self.future.done():
+            self.future.set_result(result)
+
+    def fail(self, error: BaseException) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+            # The waiter may have gone; an error nobody retrieves is not news.
+            self.future.exception()
+
+
+class _Reserve(_Op):
+    __slots__ = ("demand", "facts", "one_shot", "version")
+
+    def __init__(self, facts: CallFacts, demand: Demand, version: int, one_shot: bool) -> None:
+        super().__init__()
+        self.facts, self.demand, self.version, self.one_shot = facts, demand, version, one_shot
+
+
+class _Settle(_Op):
+    __slots__ = ("accounts", "answer", "settlement")
+
+    def __init__(
+        self, settlement: Settlement, accounts: tuple[AccountKey, ...], answer: Answer | None
+    ) -> None:
+        super().__init__()
+        self.settlement, self.accounts, self.answer = settlement, accounts, answer
+
+
+class _Recover(_Op):
+    __slots__ = ("account_ids", "call_id")
+
+    def __init__(self, call_id: str, account_ids: tuple[str, ...]) -> None:
+        super().__init__()
+        self.call_id, self.account_ids = call_id, account_ids
+
+
+class _Extend(_Op):
+    __slots__ = ("accounts", "call_id", "nano", "tokens")
+
+    def __init__(
+        self, call_id: str, accounts: tuple[AccountKey, ...], tokens: int, nano: int
+    ) -> None:
+        super().__init__()
+        self.call_id, self.accounts, self.tokens, self.nano = call_id, accounts, tokens, nano
+
+
+class _MissingAccounts(Exception):
+    """Some accounts do not exist yet: insert them, then lock everything anew."""
+
+
+class Ledger:
+    """The group-commit loop of one process."""
+
+    def __init__(
+        self,
+        dsn: str,
+        spool: Spool,
+        *,
+        hold_deadline_s: float = 60,
+        wait_s: float = 3,
+        batch_max: int = 256,
+        on_stale: Callable[[int], None] = lambda version: None,
+    ) -> None:
+        self.dsn = dsn
+        self.spool = spool
+        self.hold_deadline_s = hold_deadline_s
+        self.wait_s = wait_s
+        self.batch_max = batch_max
+        self.on_stale = on_stale
+        self.live: dict[str, Actual | None] = {}
+        """Calls of this process that hold something, and what they used by last account."""
+        self.batches = 0
+        self.operations = 0
+        self._queue: deque[_Op] = deque()
+        self._wake = asyncio.Event()
+        self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._deadline = f"{hold_deadline_s} seconds"
+        self._tasks: list[asyncio.Task[None]] = []
+        self._down_since: float | None = None
+        self._stopping = False
+
+    @property
+    def available(self) -> bool:
+        """Whether the last contact with PostgreSQL went well."""
+        return self._down_since is None
+
+    # Life
+
+    async def start(self) -> None:
+        """Start the loop; it connects by itself and goes on connecting while PostgreSQL is away."""
+        self._tasks = [
+            asyncio.create_task(self._run(), name="ledger"),
+            asyncio.create_task(self._replay_spool(), name="ledger-spool"),
+            asyncio.create_task(self._refresh_holds(), name="ledger-holds"),
+        ]
+
+    async def stop(self) -> None:
+        """Finish what is queued (or spool it), then close."""
+        self._stopping = True
+        self._wake.set()
+        for task in self._tasks[1:]:
+            task.cancel()
+        if self._tasks:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._tasks[0], self.wait_s + 2)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for op in self._queue:
+            self._give_up(op)
+        self._queue.clear()
+        await self._disconnect()
+
+    # Operations
+
+    async def reserve(
+        self, facts: CallFacts, demand: Demand, version: int, *, one_shot: bool = False
+    ) -> Granted | Refusal | Stale:
+        """Ask to hold what a call may use. Raises `LedgerUnavailable`.
+
+        If the waiter is cancelled the hold, should it be won, is released by the caller's
+        settlement like any other: cancel only where one follows.
+        """
+        op = _Reserve(facts, demand, version, one_shot)
+        result: Granted | Refusal | Stale = await self._submit(op)
+        if isinstance(result, Granted):
+            self.live[facts.id] = None
+        return result
+
+    async def settle(
+        self,
+        settlement: Settlement,
+        accounts: tuple[AccountKey, ...],
+        *,
+        answer: Answer | None = None,
+        replayed: bool = False,
+    ) -> Settled:
+        """Book how a call ended; returns when it is in the books, or safe in the spool."""
+        self.live.pop(settlement.facts.id, None)
+        op = _Settle(settlement, accounts, answer)
+        op.careful = replayed
+        result: Settled = await self._submit(op)
+        return result
+
+    async def extend(
+        self, call_id: str, accounts: tuple[AccountKey, ...], tokens: int, nano: int
+    ) -> Grant | Refusal | None:
+        """Add to the hold of a call in flight. Raises `LedgerUnavailable`."""
+        result: Grant | Refusal | None = await self._submit(
+            _Extend(call_id, accounts, tokens, nano)
+        )
+        return result
+
+    async def recover(self, call_id: str, account_ids: tuple[str, ...]) -> Booking | None:
+        """Book a call whose hold has outlived its deadline. Raises `LedgerUnavailable`."""
+        result: Booking | None = await self._submit(_Recover(call_id, account_ids))
+        return result
+
+    def _submit(self, op: _Op) -> asyncio.Future[Any]:
+        if self._stopping:
+            self._give_up(op)
+        else:
+            self._queue.append(op)
+            self._wake.set()
+        return op.future
+
+    # The loop
+
+    async def _run(self) -> None:
+        while True:
+            if not self._queue:
+                if self._stopping:
+                    return
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            if self._connection is None and not await self._connect():
+                self._shed()
+                if self._stopping and not self._queue:
+                    return
+                await asyncio.sleep(0.1)
+                continue
+            batch = self._take()
+            if batch:
+                await self._run_batch(batch)
+
+    def _take(self) -> list[_Op]:
+        batch: list[_Op] = []
+        queue = self._queue
+        while queue and len(batch) < self.batch_max:
+            op = queue.popleft()
+            if isinstance(op, _Reserve) and op.future.done():
+                continue
+            batch.append(op)
+        return batch
+
+    async def _run_batch(self, batch: list[_Op]) -> None:
+        try:
+            # A connection that hangs is a connection that is gone.
+            async with asyncio.timeout(self.wait_s + 2):
+                await self._commit(batch)
+        except (psycopg.OperationalError, psycopg.InterfaceError, TimeoutError, OSError) as error:
+            if isinstance(error, psycopg.errors.DeadlockDetected | psycopg.errors.LockNotAvailable):
+                await self._rollback()
+                self._queue.extendleft(reversed(batch))
+                return
+            log.warning("ledger_connection_lost", error=type(error).__name__)
+            await self._disconnect()
+            self._went_down()
+            for op in batch:
+                self._give_up(op)
+        except psycopg.errors.CheckViolation as error:
+            await self._rollback()
+            if "no partition" in str(error):
+                await self._make_partitions(batch)
+                self._queue.extendleft(reversed(batch))
+            else:
+                await self._one_by_one(batch, error)
+        except psycopg.Error as error:
+            await self._rollback()
+            await self._one_by_one(batch, error)
+        except Exception as error:
+            log.exception("ledger_batch_failed")
+            await self._rollback()
+            await self._one_by_one(batch, error)
+
+    async def _one_by_one(self, batch: list[_Op], error: Exception) -> None:
+        """Find the operation that spoils its batch, so that the others need not suffer."""
+        if len(batch) == 1 and batch[0].careful:
+            log.error("ledger_operation_failed", error=str(error))
+            batch[0].fail(error)
+            return
+        for op in batch:
+            op.careful = True
+            await self._run_batch([op])
+
+    async def _commit(self, batch: list[_Op]) -> None:
+        connection = self._connection
+        assert connection is not None
+        accounts: dict[str, AccountKey | None] = {}
+        owners: set[str] = set()
+        settled: list[str] = []
+        expected: list[str] = []
+        looked: list[str] = []
+        careful: list[str] = []
+        one_shots: list[str] = []
+        for op in batch:
+            match op:
+                case _Reserve():
+                    self._path(op.demand.accounts, accounts, owners)
+                    if op.one_shot:
+                        one_shots.append(op.facts.key_id)
+                case _Settle():
+                    self._path(op.accounts, accounts, owners)
+                    settled.append(op.settlement.facts.id)
+                    # A call refused before the ledger saw it has neither hold nor account.
+                    if op.accounts:
+                        expected.append(op.settlement.facts.id)
+                    if op.careful:
+                        careful.append(op.settlement.facts.id)
+                case _Extend():
+                    self._path(op.accounts, accounts, owners)
+                    looked.append(op.call_id)
+                case _Recover():
+                    for account_id in op.account_ids:
+                        accounts.setdefault(account_id, None)
+                    looked.append(op.call_id)
+                    careful.append(op.call_id)
+        rows, read, usable = await self._lock_and_read(
+            connection, list(accounts), list(owners), settled, looked, one_shots
+        )
+        if len(rows) < len(accounts):
+            await self._rollback()
+            await self._create_accounts(
+                [key for id, key in accounts.items() if key is not None], rows
+            )
+            self._queue.extendleft(reversed(batch))
+            return
+        version: int = read[0]
+        ended = _decode_holds(read[2] or "null") or []
+        holds = [wire.hold() for wire in ended]
+        holds += [wire.hold() for wire in _decode_holds(read[3] or "null") or []]
+        found = {hold.call_id for hold in holds}
+        booked: list[Booked] = []
+        doubtful = [id for id in expected if id not in found] + careful
+        if doubtful:
+            cursor = await connection.execute(BOOKED_SQL, [doubtful])
+            booked = [Booked(*row) for row in await cursor.fetchall()]
+        books = Books(
+            [Account(*row) for row in rows], _decode_limits(read[1] or "null") or [], holds, booked
+        )
+        answers: list[dict[str, object]] = []
+        used_keys: list[str] = []
+        results = self._decide(batch, books, version, usable, used_keys, answers)
+        await self._write(connection, books, used_keys, answers)
+        self.batches += 1
+        self.operations += len(batch)
+        for op, result in results:
+            op.done(result)
+        if self._down_since is not None:
+            self._down_since = None
+            log.info("ledger_back")
+
+    @staticmethod
+    def _path(
+        path: Iterable[AccountKey], accounts: dict[str, AccountKey | None], owners: set[str]
+    ) -> None:
+        for key in path:
+            accounts[key.id] = key
+            owners.add(key.owner_id)
+
+    async def _lock_and_read(
+        self,
+        connection: psycopg.AsyncConnection[Any],
+        accounts: list[str],
+        owners: list[str],
+        settled: list[str],
+        looked: list[str],
+        one_shots: list[str],
+    ) -> tuple[list[Any], Any, set[str]]:
+        async with connection.pipeline():
+            await connection.execute("BEGIN")
+            locked = await connection.execute(LOCK_SQL, [accounts])
+            read = await connection.execute(
+                READ_SQL, {"settled": settled, "looked": looked, "owners": owners}
+            )
+            keys = None
+            if one_shots:
+                keys = await connection.execute(ONE_SHOT_SQL, [one_shots])
+        rows = await locked.fetchall()
+        found = await read.fetchone()
+        usable = {row[0] for row in await keys.fetchall()} if keys is not None else set()
+        return rows, found, usable
+
+    def _decide(
+        self,
+        batch: Sequence[_Op],
+        books: Books,
+        version: int,
+        usable: set[str],
+        used_keys: list[str],
+        answers: list[dict[str, object]],
+    ) -> list[tuple[_Op, object]]:
+        """Decide every operation: what frees room first, then what asks for it."""
+        results: list[tuple[_Op, object]] = []
+        now = datetime.now(UTC)
+        for op in batch:
+            if isinstance(op, _Settle):
+                booking = books.settle(op.settlement)
+                if op.answer is not None and booking == "booked":
+                    answers.append(_answer_row(op.settlement.facts, op.answer))
+                results.append((op, Settled(booking, _standing(books, op.accounts))))
+            elif isinstance(op, _Recover):
+                results.append((op, books.recover(op.call_id, now)))
+        results.extend(
+            (op, books.extend(op.call_id, op.accounts, op.tokens, op.nano))
+            for op in batch
+            if isinstance(op, _Extend)
+        )
+        for op in batch:
+            if not isinstance(op, _Reserve):
+                continue
+            result: object
+            if op.version != version:
+                self.on_stale(version)
+                result = Stale(version)
+            elif op.one_shot and op.facts.key_id not in usable:
+                result = Refusal(Reason.INVALID_KEY)
+            else:
+                decided = books.reserve(op.facts, op.demand)
+                if isinstance(decided, Grant):
+                    result = Granted(decided, _standing(books, op.demand.accounts))
+                    if op.one_shot:
+                        usable.discard(op.facts.key_id)
+                        used_keys.append(op.facts.key_id)
+                else:
+                    result = decided
+            results.append((op, result))
+        return results
+
+    async def _write(
+        self,
+        connection: psycopg.AsyncConnection[Any],
+        books: Books,
+        used_keys: list[str],
+        answers: list[dict[str, object]],
+    ) -> None:
+        execute = connection.execute
+        async with connection.pipeline():
+            if books.touched:
+                touched = [books.accounts[id] for id in books.touched]
+                await execute(WRITE_ACCOUNTS, [encode(touched).decode()])
+            if books.new_holds:
+                rows = [_hold_row(hold) for hold in books.new_holds.values()]
+                await execute(WRITE_HOLDS, [self._deadline, encode(rows).decode()])
+            if books.calls:
+                calls = [_call_row(row) for row in books.calls]
+                await execute(WRITE_CALLS, [encode(calls).decode()])
+            if books.changed_holds:
+                changed = encode(list(books.changed_holds.values())).decode()
+                await execute(CHANGE_HOLDS, [self._deadline, changed])
+            if books.ended_holds:
+                await execute(END_HOLDS, [list(books.ended_holds)])
+            if books.adjustments:
+                await execute(WRITE_ADJUSTMENTS, [encode(books.adjustments).decode()])
+            if answers:
+                await execute(WRITE_ANSWERS, [encode(answers).decode()])
+            if used_keys:
+                await execute(USE_KEYS, [used_keys])
+            await execute("COMMIT")
+
+    # Around the loop
+
+    async def _connect(self) -> bool:
+        try:
+            self._connection = await psycopg.AsyncConnection.connect(
+                self.dsn,
+                autocommit=True,
+                prepare_threshold=0,
+                connect_timeout=3,
+                # A replica that stalls with locks in its hands must not stall the others.
+                options="-c lock_timeout=4s -c idle_in_transaction_session_timeout=10s",
+            )
+        except (psycopg.Error, OSError) as error:
+            self._connection = None
+            self._went_down()
+            log.debug("ledger_connect_failed", error=type(error).__name__)
+            return False
+        return True
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                await connection.close()
+
+    async def _rollback(self) -> None:
+        if self._connection is None:
+            return
+        try:
+            await self._connection.execute("ROLLBACK")
+        except (psycopg.Error, OSError):
+            await self._disconnect()
+
+    def _went_down(self) -> None:
+        if self._down_since is None:
+            self._down_since = time.monotonic()
+            log.warning("ledger_away")
+
+    def _shed(self) -> None:
+        """While PostgreSQL is away: spool settlements at once, let the rest wait a little."""
+        now = time.monotonic()
+        away = now - (self._down_since or now)
+        waiting: deque[_Op] = deque()
+        for op in self._queue:
+            patient = not isinstance(op, _Settle) and not self._stopping
+            if patient and away < self.wait_s and now - op.created < self.wait_s:
+                waiting.append(op)
+            else:
+                self._give_up(op)
+        self._queue = waiting
+
+    def _give_up(self, op: _Op) -> None:
+        """Answer an operation that PostgreSQL did not confirm."""
+        if isinstance(op, _Settle):
+            self.spool.append(op.settlement, op.accounts)
+            op.done(Settled("spooled", None))
+        else:
+            op.fail(LedgerUnavailable())
+
+    async def _create_accounts(self, keys: Sequence[AccountKey], found: Sequence[Any]) -> None:
+        """Create the accounts of a period's first calls, in a transaction of their own.
+
+        Inserting them while others are locked would lock out of order.
+        """
+        known = {row[0] for row in found}
+        missing = [key for key in keys if key.id not in known]
+        assert self._connection is not None
+        await self._connection.execute(NEW_ACCOUNTS, [encode(missing).decode()])
+
+    async def _make_partitions(self, batch: Iterable[_Op]) -> None:
+        assert self._connection is not None
+        months = {op.settlement.facts.started_at for op in batch if isinstance(op, _Settle)} | {
+            datetime.now(UTC)
+        }
+        for month in months:
+            await self._connection.execute("SELECT ensure_calls_partition(%s)", [month])
+
+    async def _replay_spool(self) -> None:
+        """Hand spooled settlements to the loop once PostgreSQL is back."""
+        while True:
+            if not self.spool.pending or not self.available:
+                if not self.available and not self._queue:
+                    self._probe()
+                await asyncio.sleep(0.2)
+                continue
+            entries = self.spool.take()
+            results = await asyncio.gather(
+                *(self.settle(e.settlement, e.accounts, replayed=True) for e in entries),
+                return_exceptions=True,
+            )
+            failed = sum(isinstance(result, Exception) for result in results)
+            if failed:
+                log.error("spool_entries_refused", count=failed)
+                self.spool.keep_refused(
+                    [e for e, r in zip(entries, results, strict=True) if isinstance(r, Exception)]
+                )
+            self.spool.taken()
+
+    def _probe(self) -> None:
+        """Wake the loop with an operation that changes nothing, to find PostgreSQL again."""
+        self._submit(_Recover("00000000-0000-0000-0000-000000000000", ()))
+
+    async def _refresh_holds(self) -> None:
+        """Keep the holds of live calls alive, with what they used so far."""
+        while True:
+            await asyncio.sleep(min(5.0, self.hold_deadline_s / 4))
+            if not self.live:
+                continue
+            rows = [
+                {"call_id": id, "checkpoint": checkpoint} for id, checkpoint in self.live.items()
+            ]
+            try:
+                async with await psycopg.AsyncConnection.connect(
+                    self.dsn, autocommit=True, connect_timeout=3
+                ) as connection:
+                    await connection.execute(
+                        "UPDATE holds h SET deadline = now() + %s,"
+                        " checkpoint = coalesce(v.checkpoint, h.checkpoint)"
+                        " FROM json_to_recordset(%s::json) AS v(call_id uuid, checkpoint jsonb)"
+                        " WHERE h.call_id = v.call_id",
+                        [self._deadline, encode(rows).decode()],
+                    )
+            except (psycopg.Error, OSError) as error:
+                log.warning("holds_not_refreshed", error=type(error).__name__)
+
+
+def _standing(books: Books, path: Sequence[AccountKey]) -> Standing:
+    """Return the least that is left on a path, by meter."""
+    left: dict[Meter, int] = {}
+    for key in path:
+        account = books.accounts[key.id]
+        for limit in books.limits.get(key.owner_id, ()):
+            if limit.window == key.window:
+                rest = max(0, limit.amount - account.used(limit.meter) - account.held(limit.meter))
+                left[limit.meter] = min(rest, left.get(limit.meter, rest))
+    return Standing(left.get("tokens"), left.get("usd"))
+
+
+def _hold_row(hold: Hold) -> dict[str, object]:
+    return {
+        "call_id": hold.call_id,
+        "account_ids": hold.account_ids,
+        "tokens": hold.tokens,
+        "nano": hold.nano,
+        "facts": hold.facts,
+    }
+
+
+def _call_row(row: CallRow) -> dict[str, object]:
+    settlement = row.settlement
+    facts, actual = settlement.facts, settlement.actual
+    return {
+        "id": facts.id,
+        "request_id": facts.request_id,
+        "allocation_id": facts.allocation_id,
+        "key_id": facts.key_id,
+        "member_id": facts.member_id,
+        "model": facts.model,
+        "endpoint": facts.endpoint,
+        "outcome": settlement.outcome,
+        "close_reason": settlement.close_reason,
+        "status_code": settlement.status_code,
+        "started_at": facts.started_at,
+        "finished_at": settlement.finished_at,
+        "usage": actual.usage,
+        "tokens": actual.tokens,
+        "cost_nano": actual.nano,
+        "price_id": facts.price_id,
+        "estimated": settlement.estimated,
+        "overrun_tokens": row.overrun_tokens,
+        "overrun_nano": row.overrun_nano,
+        "error_message": settlement.error_message,
+        "shortfall": settlement.shortfall,
+        "account_ids": facts.account_ids,
+    }
+
+
+def _answer_row(facts: CallFacts, answer: Answer) -> dict[str, object]:
+    return {
+        "call_id": facts.id,
+        "key_id": facts.key_id,
+        "status_code": answer.status_code,
+        "headers": answer.headers,
+        "body": answer.body,
+    }

@@ -1,0 +1,78 @@
+"""The vault: what becomes of secrets before they are stored.
+
+Owns the keys derived from the installation's secret: one that digests bearer secrets (member keys,
+admin tokens), one that seals provider credentials. Owns no row.
+
+Invariants: a bearer secret is stored only as an HMAC-SHA256 digest; a credential only under
+AES-256-GCM, bound to its row and version, so that sealed values cannot be swapped between rows.
+"""
+
+import hashlib
+import hmac
+import os
+import secrets
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+KEY_PREFIX = "sg_"
+ADMIN_TOKEN_PREFIX = "sga_"
+_FORMAT = b"\x01"
+
+
+class Vault:
+    """Digests and seals under one installation's secret."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._digest_key = _derive(secret, b"spendgate bearer digest")
+        self._seal = AESGCM(_derive(secret, b"spendgate credential seal"))
+        # A prepared HMAC, copied per digest, saves the key schedule on every request.
+        self._hmac = hmac.new(self._digest_key, digestmod=hashlib.sha256)
+        self.fingerprint = _derive(secret, b"spendgate fingerprint").hex()[:16]
+
+    def digest(self, bearer: str) -> bytes:
+        """Return the digest under which a bearer secret is stored and looked up."""
+        mac = self._hmac.copy()
+        mac.update(bearer.encode("utf-8", "surrogateescape"))
+        return mac.digest()
+
+    def seal(self, credential: str, row_id: str, version: int) -> bytes:
+        """Encrypt a credential for one row at one version."""
+        nonce = os.urandom(12)
+        return (
+            _FORMAT + nonce + self._seal.encrypt(nonce, credential.encode(), _aad(row_id, version))
+        )
+
+    def unseal(self, sealed: bytes, row_id: str, version: int) -> str:
+        """Decrypt a credential. Raises `ValueError` if it was sealed elsewhere or otherwise."""
+        if sealed[:1] != _FORMAT:
+            raise ValueError("the credential is in an unknown format")
+        try:
+            return self._seal.decrypt(sealed[1:13], sealed[13:], _aad(row_id, version)).decode()
+        except InvalidTag:
+            raise ValueError("the credential was sealed under another secret or row") from None
+
+
+def new_key() -> str:
+    """Return a new member key: 256 random bits."""
+    return KEY_PREFIX + secrets.token_urlsafe(32)
+
+
+def new_admin_token() -> str:
+    """Return a new admin token: 256 random bits."""
+    return ADMIN_TOKEN_PREFIX + secrets.token_urlsafe(32)
+
+
+def hint_of(bearer: str) -> str:
+    """Return what may be shown of a secret later on: enough to tell it from others."""
+    return f"{bearer[:6]}…{bearer[-4:]}"
+
+
+def _aad(row_id: str, version: int) -> bytes:
+    return f"provider|{row_id}|{version}".encode()
+
+
+def _derive(secret: bytes, purpose: bytes) -> bytes:
+    return HKDF(SHA256(), 32, salt=None, info=purpose).derive(secret)

@@ -1,0 +1,99 @@
+"""The worker: what has to happen without anyone asking.
+
+Owns the reaper (holds past their deadline are settled as recovered) and making the partitions of
+coming months. Owns no decision: `core.ledger` says what a recovered call is billed.
+
+Invariants: any number of workers may run; an advisory lock leaves each round to one of them, and
+the ledger makes doing a thing twice harmless.
+"""
+
+import asyncio
+import contextlib
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import structlog
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from app.store.ledger import Ledger, LedgerUnavailable
+
+log = structlog.get_logger(__name__)
+
+REAPER_LOCK = 0x5BE9D6A7
+BATCH = 500
+PARTITIONS_AHEAD = 2
+PARTITIONS_EVERY = timedelta(hours=1)
+
+EXPIRED_SQL = """
+SELECT call_id::text, account_ids::text[] FROM holds WHERE deadline < now()
+ORDER BY deadline LIMIT %s
+"""
+
+
+class Worker:
+    """The periodic work of one process."""
+
+    def __init__(
+        self, pool: AsyncConnectionPool[Any], ledger: Ledger, *, reaper_period_s: float
+    ) -> None:
+        self.pool = pool
+        self.ledger = ledger
+        self.reaper_period_s = reaper_period_s
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Start the rounds."""
+        self._tasks = [
+            asyncio.create_task(self._every(self.reaper_period_s, self.reap), name="reaper"),
+            asyncio.create_task(
+                self._every(PARTITIONS_EVERY.total_seconds(), self.make_partitions),
+                name="partitions",
+            ),
+        ]
+
+    async def stop(self) -> None:
+        """Stop the rounds."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _every(self, period_s: float, work: Any) -> None:
+        while True:
+            with contextlib.suppress(psycopg.Error, PoolTimeout, OSError, LedgerUnavailable):
+                await work()
+            await asyncio.sleep(period_s)
+
+    async def reap(self) -> int:
+        """Settle every call whose hold has outlived its deadline; return how many."""
+        settled = 0
+        async with self.pool.connection() as connection:
+            row = await (
+                await connection.execute("SELECT pg_try_advisory_lock(%s)", [REAPER_LOCK])
+            ).fetchone()
+            if row is None or not row[0]:
+                return 0
+            try:
+                while True:
+                    expired = await (await connection.execute(EXPIRED_SQL, [BATCH])).fetchall()
+                    if not expired:
+                        return settled
+                    results = await asyncio.gather(
+                        *(self.ledger.recover(id, tuple(accounts)) for id, accounts in expired)
+                    )
+                    booked = sum(result == "booked" for result in results)
+                    settled += booked
+                    if booked:
+                        log.warning("calls_recovered", count=booked)
+                    if not any(result is not None for result in results):
+                        return settled
+            finally:
+                await connection.execute("SELECT pg_advisory_unlock(%s)", [REAPER_LOCK])
+
+    async def make_partitions(self) -> None:
+        """Make the partitions of this month and the next ones."""
+        async with self.pool.connection() as connection:
+            for ahead in range(PARTITIONS_AHEAD + 1):
+                await connection.execute(
+                    "SELECT ensure_calls_partition(now() + make_interval(months => %s))", [ahead]
+                )

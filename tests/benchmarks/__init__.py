@@ -1,0 +1,12 @@
+"""Benchmarks: how much of the bare stack's throughput the gateway keeps.
+
+Run with `python -m tests.benchmarks`. Nothing here is collected by pytest.
+
+- `upstream.py`     a provider fast enough never to be the bottleneck
+- `load.py`         a closed-loop load generator with exact latencies
+- `passthrough.py`  the bare pass-through on our own stack: the baseline
+- `nginx.py`        nginx as a plain proxy: the reference from outside
+- `gateway.py`      the product itself, set up through its control API
+- `machine.py`      processes, cores, ports
+- `__main__.py`     interleaved rounds and the table
+"""
