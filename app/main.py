@@ -109,6 +109,8 @@ class Gateway:
         # What has been loaded so far stays: collecting garbage need not look at it again.
         gc.collect()
         gc.freeze()
+        # A call makes hundreds of objects and no cycles: look for garbage less often.
+        gc.set_threshold(20_000, 20, 50)
 
     async def stop(self) -> None:
         """Stop in the order in which parts need each other; queued settlements are finished."""

@@ -23,12 +23,11 @@ that may be reasoning as `output_token`: pricing takes the dearest rate these ca
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from decimal import Decimal
 from math import ceil
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -153,6 +152,8 @@ _strings_decoder = msgspec.json.Decoder(list[str])
 _string_decoder = msgspec.json.Decoder(str)
 _embedding_decoder = msgspec.json.Decoder(str | list[str | int | list[int]])
 _pages_decoder = msgspec.json.Decoder(int | str | list[int])
+# Numbers are not counted: as floats, none is out of range.
+_any_decoder = msgspec.json.Decoder(Any, float_hook=float)
 _document_decoder = msgspec.json.Decoder(_Document)
 
 _T = TypeVar("_T")
@@ -311,14 +312,12 @@ def _bundle(window: int | None, *, audio: int = 0, image: int = 0, text: int) ->
 
 def _read_messages(raw: Raw, facts: ModelFacts) -> tuple[_Media, int]:
     """Walk through messages of any shape: what they hold and how many they are."""
-    # The standard library also reads halves of surrogate pairs, which clients do send when
-    # they cut text by length. Integers are read as floats: some are too long to be built.
     try:
-        messages = json.loads(bytes(raw).decode("utf-8"), parse_int=float)
+        messages = _any_decoder.decode(raw)
     except RecursionError:
         raise BadRequest("messages is nested too deeply", "messages") from None
-    except ValueError:
-        raise BadRequest("messages must be valid JSON in UTF-8", "messages") from None
+    except DECODE_ERRORS:
+        raise BadRequest("messages must be readable JSON in UTF-8", "messages") from None
     if not isinstance(messages, list):
         raise BadRequest("messages must be a list of messages", "messages")
     media = _Media()

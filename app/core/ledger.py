@@ -28,6 +28,7 @@ import msgspec
 from app.core.access import OverrunPolicy
 from app.core.metering import Usage
 from app.core.money import ceil_div
+from app.core.pricing import COST_NANO_MAX
 from app.core.refusals import Outcome, Reason, Refusal, Shortfall
 from app.core.windows import Period, Window
 
@@ -292,6 +293,8 @@ class Books:
         granted = _granted(demand, None if last_call else room)
         tokens = demand.tokens_at(granted or 0)
         nano = demand.nano_at(granted or 0)
+        # Only a call without any USD limit can come near the bound; the books must take it.
+        nano = min(nano, COST_NANO_MAX)
         if last_call:
             tokens = min(tokens, left.get("tokens", tokens))
             nano = min(nano, left.get("usd", nano))

@@ -133,6 +133,9 @@ class Door:
                 "object": "model",
                 "created": model.created,
                 "owned_by": provider.name if provider is not None else "",
+                # Mistral's SDK takes no card without these two.
+                "type": "base",
+                "capabilities": {},
             }
             for slug in slugs
             if (model := directory.models.get(slug)) is not None

@@ -248,9 +248,12 @@ def _form_bytes(request: Request, upstream_model: str) -> tuple[bytes, str]:
     return b"".join(pieces), f"multipart/form-data; boundary={boundary}"
 
 
+_NEW_NAME = re.compile(r"(openai/)?(o[1-9]|gpt-[5-9])")
+
+
 def _clamp_tokens(request: Request, provider: Provider, granted: int) -> None:
-    # OpenAI's newer models refuse the old name; others know no other.
-    new = provider.kind in ("openai", "azure")
+    # OpenAI's newer models refuse the old name; other providers know no other.
+    new = provider.kind in ("openai", "azure") or _NEW_NAME.match(request.model) is not None
     request.fields["max_completion_tokens" if new else "max_tokens"] = Raw(str(granted).encode())
 
 

@@ -86,6 +86,8 @@ LINGER_S = 5.0
 CHECKPOINT_S = 1.0
 ANSWER_BYTES_MAX = 8 * 2**20
 """The largest answer kept for an Idempotency-Key."""
+EVENT_BYTES_MAX = 32 * 2**20
+"""The largest server-sent event taken from a provider."""
 DRAIN_BYTES_MAX = 128 * 2**20
 
 PASSED_HEADERS = ("content-type", "retry-after", "openai-processing-ms", "content-disposition")
@@ -669,8 +671,13 @@ class _Relay:
             await self.send({"type": "http.response.start", "status": status, "headers": started})
             try:
                 async with asyncio.timeout(None) as self.timer:
+                    unfinished = 0
                     while (chunk := await self.chunks.next()) is not None:
-                        await self._pass(self.meter.feed(chunk))
+                        outs = self.meter.feed(chunk)
+                        unfinished = 0 if outs else unfinished + len(chunk)
+                        if unfinished > EVENT_BYTES_MAX:
+                            raise UpstreamFailed("The provider sent an event without end.")
+                        await self._pass(outs)
             except TimeoutError:
                 pass
             except UpstreamFailed as error:

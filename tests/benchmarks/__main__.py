@@ -25,6 +25,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -47,6 +48,8 @@ BASELINE: Final = "passthrough"
 GOAL: Final = 0.5
 """The least share of the pass-through's throughput that the gateway has to reach."""
 GOAL_CONNECTIONS: Final = 64
+FOREIGN_MAX: Final = 0.1
+"""Above this share of the server's core in foreign hands, a window is called disturbed."""
 HISTORY_GOAL: Final = 0.95
 """What counts as the same throughput, with many past calls as with none."""
 
@@ -85,6 +88,8 @@ class Sample(msgspec.Struct, frozen=True):
     """CPU time of the server for each call, its children included."""
     server_core: float
     other_core: float
+    foreign: float
+    """The share of the server's core that went to programs that are not ours."""
     total: int
     failures: dict[int, int]
     ratio: float | None = None
@@ -111,6 +116,7 @@ def measure(
         keys=target.keys,
     )
     busy = Busy(at)
+    begun = time.monotonic()
     cpu_before = target.process.cpu_s()
     done = subprocess.run(
         python("-m", "tests.benchmarks.load"),
@@ -121,6 +127,7 @@ def measure(
         check=True,
     )
     cpu_s = target.process.cpu_s() - cpu_before
+    elapsed_s = time.monotonic() - begun
     server_core, other_core = busy.shares()
     result = msgspec.json.decode(done.stdout, type=load.Result)
     return Sample(
@@ -133,6 +140,7 @@ def measure(
         cpu_us=cpu_s * 1e6 / max(1, result.total),
         server_core=server_core,
         other_core=other_core,
+        foreign=max(0.0, server_core - cpu_s / elapsed_s),
         total=result.total,
         failures={status: count for status, count in result.statuses.items() if status != 200},
     )
@@ -251,6 +259,19 @@ def verdicts(samples: list[Sample]) -> list[str]:
     return lines
 
 
+def disturbances(samples: list[Sample]) -> list[str]:
+    """A warning if other programs kept the server's core busy."""
+    disturbed = [one for one in samples if one.foreign > FOREIGN_MAX]
+    if not disturbed:
+        return []
+    worst = max(one.foreign for one in disturbed)
+    return [
+        f"disturbed: in {len(disturbed)} of {len(samples)} windows other programs took more than "
+        f"{FOREIGN_MAX:.0%} of the server's core (up to {worst:.0%}); trust CPU per call and "
+        "ratios more than req/s"
+    ]
+
+
 def failed_answers(samples: list[Sample]) -> list[str]:
     """One sentence for each window in which an answer was not a 200."""
     return [
@@ -338,7 +359,7 @@ def run(options: Options, directory: Path, stack: contextlib.ExitStack) -> int:
     samples = run_rounds(targets, options, at)
 
     say("\n" + table(samples, options) + "\n")
-    for line in verdicts(samples):
+    for line in (*verdicts(samples), *disturbances(samples)):
         say(line)
     problems = failed_answers(samples)
     if not problems:

@@ -55,6 +55,7 @@ class Product:
         self._directory = directory
         self._postgres = EmbeddedPostgres(directory / "database")
         self._process: Process | None = None
+        self._secret = secrets.token_urlsafe(48)
         self.port = free_port()
         self.dsn = ""
         self.keys: list[str] = []
@@ -79,7 +80,6 @@ class Product:
 
     def start(self, upstream_port: int, history: int, say: Callable[[str], None]) -> None:
         """Start the database and the server, set everything up, load the history."""
-        self._secret = secrets.token_urlsafe(48)
         self.dsn = self._postgres.start()
         self.command("migrate")
         self._process = Process(

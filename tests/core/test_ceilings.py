@@ -68,8 +68,8 @@ INPUTS = [
     row("names", says({"role": "user", "content": "hello", "name": "bob"}), 4 + FRAME),
     row("no content", says({"role": "assistant", "content": None}), FRAME),
     row("no messages", says(), 3),
-    row("tool calls", says({"role": "assistant", "tool_calls": [
-        {"id": "c1", "function": {"name": "f", "arguments": "12345678"}}]}), (10 + 29 + 2) // 2 + 7),
+    row("tool calls", says({"role": "assistant", "content": None, "tool_calls": [
+        {"id": "c1", "function": {"name": "f", "arguments": "12345678"}}]}), 34 // 2 + FRAME),
     row("refusals and whatever else is text", says({"role": "assistant", "refusal": "abcd"}),
         2 + FRAME),
     row("tools by their raw bytes", says(USER, tools=[1, 2]), -(-(5 + 6) // 2) + FRAME),
@@ -77,9 +77,8 @@ INPUTS = [
         says(USER, functions=[], response_format={}, prediction={"a": 1}),
         -(-(5 + 2 + 2 + 8) // 2) + FRAME),
     row("null tools", says(USER, tools=None), 10),
-    row("text parts", parts({"type": "text", "text": "hello"}, "abc"), -(-(5 + 3 + 4) // 2) + FRAME),
-    row("half a surrogate pair", '{"max_tokens":10,"messages":[{"content":"\\ud83dab"}]}', 3 + FRAME),
-    row("integers of any length", '{"max_tokens":10,"messages":[{"x":1%s}]}' % ("0" * 5000), 1 + FRAME),
+    row("text parts", parts({"type": "text", "text": "hello"}, "abc"), 8 // 2 + FRAME),
+    row("numbers are not text", '{"max_tokens":10,"messages":[{"x":[1e400,1%s]}]}' % ("0" * 100), FRAME),
     row("a file by its bytes",
         parts({"type": "file", "file": {"filename": "a", "file_data": "A" * 16_000}}),
         6000 + FRAME),
@@ -131,7 +130,7 @@ MEDIA = [
     row("audio without data", parts({"type": "input_audio", "input_audio": {"data": 5}}),
         [{"input_audio_token": 15_000, "input_token": FRAME},
          {"second": 1500, "input_token": FRAME}]),
-    row("all at once", parts(LOW, audio(8000, format="wav"), {"type": "text", "text": "ab"}),
+    row("all at once", parts(LOW, audio(7998, format="wav"), {"type": "text", "text": "ab"}),
         [{"input_audio_token": 10, "input_token": 108},
          {"input_audio_token": 10, "input_image_token": 100, "input_token": 8},
          {"second": 1, "input_token": 108}]),
@@ -219,7 +218,7 @@ NOT_COUNTS = [
 
 BAD_CHATS = [
     *(
-        row(f"{name} {value[:6]}", '{"messages":[],"%s":%s}' % (name, value), name)
+        row(f"{name} {value[:6]}", f'{{"messages":[],"{name}":{value}}}', name)
         for name in ("max_tokens", "max_completion_tokens", "n")
         for value in NOT_COUNTS
     ),
@@ -258,7 +257,7 @@ def test_chat_refuses_what_it_cannot_bound(request_: str, param: str) -> None:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (b'[{"content":"\xff"}]', "messages must be valid JSON in UTF-8"),
+        (b'[{"content":"\xff"}]', "messages must be readable JSON in UTF-8"),
         (b'[{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}]", "messages is nested too deeply"),
     ],
     ids=["bytes that are no text", "nested too deeply"],
@@ -305,7 +304,7 @@ def test_embeddings_of_nothing_use_nothing() -> None:
     "input_", ["5", "true", "null", "{}", "[1.5]", "[true]", '[1,"a"]', "[{}]"]
 )
 def test_embeddings_refuse_what_is_not_text(input_: str) -> None:
-    request = read('{"input":%s}' % input_)
+    request = read(f'{{"input":{input_}}}')
     assert refused(partial(embeddings_ceiling, facts=FACTS), request).param == "input"
     assert refused(partial(embeddings_ceiling, facts=FACTS), {}).param == "input"
 
@@ -363,7 +362,7 @@ def test_ocr(request_: object, known: int | None, pages: int | None) -> None:
 )  # fmt: skip
 def test_ocr_refuses_what_it_cannot_bound(fields: str, param: str) -> None:
     reader = partial(ocr_ceiling, facts=FACTS, document_pages=None)
-    assert refused(reader, read("{%s}" % fields)).param == param
+    assert refused(reader, read(f"{{{fields}}}")).param == param
 
 
 # Speech and transcription.
@@ -395,7 +394,7 @@ def test_speech_of_nothing_has_no_characters() -> None:
 @pytest.mark.parametrize("input_", ["5", "null", '["a"]', "{}", "true"])
 def test_speech_refuses_what_is_not_text(input_: str) -> None:
     reader = partial(speech_ceiling, facts=FACTS)
-    assert refused(reader, read('{"input":%s}' % input_)).param == "input"
+    assert refused(reader, read(f'{{"input":{input_}}}')).param == "input"
     assert refused(reader, {}).param == "input"
 
 
@@ -466,10 +465,15 @@ READERS = [
 def test_any_request_has_a_ceiling_or_a_reason(
     reader: Callable[[dict[str, Raw]], Ceiling], request_: dict[str, Any]
 ) -> None:
+    param = ""
+    ceiling: Ceiling | None
     try:
         ceiling = reader(read(json.dumps(request_)))
     except BadRequest as error:
-        assert error.param.split(".")[0].split("[")[0] in FIELDS
+        ceiling = None
+        param = error.param.split(".")[0].split("[")[0]
+    if ceiling is None:
+        assert param in FIELDS
         return
     assert ceiling.bundles
     for bundle in ceiling.bundles:

@@ -1,0 +1,263 @@
+"""The desk: who asks, and what a handler works with while it serves them.
+
+Owns how a request becomes an actor, which actor may enter where, and the one way of changing
+something: a transaction in which each change leaves its audit event. Owns no SQL, and nothing of
+what is changed.
+
+Invariants:
+
+- No handler runs for someone who is not let in: `/api/admin/*` takes admins (and, to read,
+  auditors), `/api/me/*` takes members, and a member's key only reads there.
+- Whatever way someone came in, the handlers see an `Actor` and nothing else. A further way is a
+  further function in `Gate.ways`.
+- A change that an `If-Match` forbids is not made.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import blake2b
+from typing import Any, Literal, TypeVar
+
+import msgspec
+from litestar import Request
+from litestar.connection import ASGIConnection
+from litestar.enums import ScopeType
+from litestar.handlers.base import BaseRouteHandler
+from litestar.middleware import ASGIMiddleware
+from litestar.params import QueryParameter
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.control.errors import Refused, request_id_of
+from app.core.access import Role, key_refusal
+from app.core.windows import Calendar
+from app.store import catalogue, journal
+from app.store.database import Connection, Database
+from app.store.directory import Directory
+from app.store.vault import ADMIN_TOKEN_PREFIX, Vault
+
+T = TypeVar("T")
+
+AnyConnection = ASGIConnection[Any, Any, Any, Any]
+
+
+@dataclass(frozen=True)
+class ControlDeps:
+    """What the control plane is given."""
+
+    database: Database
+    vault: Vault
+    calendar: Calendar
+    directory: Directory
+    clock: Callable[[], datetime]
+
+
+class Actor(msgspec.Struct, frozen=True):
+    """Who asks."""
+
+    kind: Literal["admin_token", "key", "session"]
+    id: str
+    label: str
+    """As the audit log names them."""
+    role: Role
+    member_id: str | None
+    """None for an admin token, which belongs to nobody."""
+
+
+class Gate:
+    """Turns a request into an actor, and lets them in or not."""
+
+    def __init__(self, deps: ControlDeps) -> None:
+        self.deps = deps
+        self.ways: tuple[Callable[[AnyConnection], Awaitable[Actor | None]], ...] = (
+            self._by_admin_token,
+            self._by_key,
+        )
+
+    async def admin(self, connection: AnyConnection, _: BaseRouteHandler) -> None:
+        """Let admins in, and auditors who only look."""
+        actor = await self._identify(connection)
+        looks = connection.scope["method"] in ("GET", "HEAD")
+        if actor.role != "admin" and not (actor.role == "auditor" and looks):
+            raise Refused(403, "This needs an admin token.")
+        connection.scope["user"] = actor
+
+    async def me(self, connection: AnyConnection, _: BaseRouteHandler) -> None:
+        """Let members in to what is theirs."""
+        actor = await self._identify(connection)
+        if actor.member_id is None:
+            raise Refused(403, "An admin token belongs to no member; use a member's own key.")
+        if actor.kind == "key" and connection.scope["method"] not in ("GET", "HEAD"):
+            raise Refused(403, "A key only reads here; sign in to change something.")
+        connection.scope["user"] = actor
+
+    async def _identify(self, connection: AnyConnection) -> Actor:
+        for way in self.ways:
+            actor = await way(connection)
+            if actor is not None:
+                return actor
+        raise Refused(
+            401,
+            "The credential is missing, unknown, expired or revoked. "
+            "Send `Authorization: Bearer` with an admin token or a member's key.",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+
+    async def _by_admin_token(self, connection: AnyConnection) -> Actor | None:
+        bearer = _bearer(connection)
+        if bearer is None or not bearer.startswith(ADMIN_TOKEN_PREFIX):
+            return None
+        digest = self.deps.vault.digest(bearer)
+        async with self.deps.database.snapshot() as snapshot:
+            token = await catalogue.admin_token(snapshot, digest)
+        if token is None:
+            return None
+        return Actor("admin_token", token[0], f"admin token {token[1]}", "admin", None)
+
+    async def _by_key(self, connection: AnyConnection) -> Actor | None:
+        bearer = _bearer(connection)
+        if bearer is None or bearer.startswith(ADMIN_TOKEN_PREFIX):
+            return None
+        directory = self.deps.directory
+        digest = self.deps.vault.digest(bearer)
+        key = directory.keys_by_digest.get(digest)
+        if key is None:
+            await directory.look_again()
+            key = directory.keys_by_digest.get(digest)
+        if key is None or key_refusal(key, self.deps.clock()) is not None:
+            return None
+        if key.one_shot:
+            # That a key was used up is known to the database first.
+            async with self.deps.database.snapshot() as snapshot:
+                record = await catalogue.keys.find(snapshot, key.id)
+            if record is None or record.used_at is not None:
+                return None
+        member = directory.members.get(key.member_id)
+        if member is None or member.status != "active":
+            raise Refused(403, "This member is disabled.")
+        return Actor("key", key.id, f"key {key.id}", "member", key.member_id)
+
+
+def _bearer(connection: AnyConnection) -> str | None:
+    scheme, _, bearer = connection.headers.get("authorization", "").partition(" ")
+    return bearer.strip() or None if scheme.lower() == "bearer" else None
+
+
+class Change:
+    """One transaction of one actor: what it writes, and the events that tell of it."""
+
+    def __init__(self, connection: Connection, desk: "Desk") -> None:
+        self.connection = connection
+        self.desk = desk
+        self.at = desk.at
+
+    async def record(
+        self,
+        event: str,
+        object: str,
+        object_id: str,
+        *,
+        before: Any = None,
+        after: Any = None,
+        reason: str | None = None,
+    ) -> None:
+        """Write an audit event."""
+        await journal.record(
+            self.connection,
+            self.desk.author,
+            event,
+            object,
+            object_id,
+            at=self.at,
+            before=before,
+            after=after,
+            reason=reason,
+        )
+
+    def expect(self, record: msgspec.Struct) -> None:
+        """Refuse to change a record that is not the one the client had in mind."""
+        wanted = self.desk.if_match
+        if wanted is None or wanted.strip() == "*":
+            return
+        if etag(record) not in (one.strip().removeprefix("W/") for one in wanted.split(",")):
+            raise Refused(412, "This has been changed since you read it: read it again.")
+
+
+class Desk:
+    """What a handler works with for one request."""
+
+    def __init__(self, deps: ControlDeps, request: Request[Any, Any, Any]) -> None:
+        self.deps = deps
+        self.actor: Actor = request.user
+        self.at = deps.clock()
+        self.if_match: str | None = request.headers.get("if-match")
+        self.author = journal.Author(
+            self.actor.label, self.actor.id, request_id_of(request.scope)
+        )
+        self._scope = request.scope
+
+    @property
+    def member_id(self) -> str:
+        """Whose rows `/api/me` is about."""
+        assert self.actor.member_id is not None, "the gate lets only members in"
+        return self.actor.member_id
+
+    async def write(self, work: Callable[[Change], Awaitable[T]]) -> T:
+        """Run a change as one transaction; `work` may run twice."""
+        return await self.deps.database.transaction(
+            lambda connection: work(Change(connection, self))
+        )
+
+    def tag(self, record: msgspec.Struct) -> None:
+        """Answer with the record's ETag, for the client's next `If-Match`."""
+        self._scope["state"]["etag"] = etag(record)
+
+
+def etag(record: msgspec.Struct) -> str:
+    """Name this state of a record."""
+    return f'"{blake2b(msgspec.json.encode(record), digest_size=8).hexdigest()}"'
+
+
+def desk_for(deps: ControlDeps) -> Callable[[Request[Any, Any, Any]], Awaitable[Desk]]:
+    """Make the dependency that handlers take as `desk`."""
+
+    async def desk(request: Request[Any, Any, Any]) -> Desk:
+        known = {
+            definition.kwarg_definition.name or name
+            for name, definition in request.route_handler.parsed_fn_signature.parameters.items()
+            if isinstance(definition.kwarg_definition, QueryParameter)
+        }
+        # A filter that is misspelt and ignored would show everything.
+        for name in request.query_params:
+            if name not in known:
+                takes = ", ".join(sorted(known)) or "no parameters"
+                raise Refused(400, f"Unknown parameter {name[:50]!r}; this takes {takes}.")
+        return Desk(deps, request)
+
+    return desk
+
+
+class Envelope(ASGIMiddleware):
+    """Puts on every answer what is not in its body: request id, ETag, and that nobody keeps it."""
+
+    scopes = (ScopeType.HTTP,)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
+        """Serve one request."""
+        request_id = request_id_of(scope)
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                state: dict[str, Any] = scope["state"]
+                added = {
+                    b"x-request-id": request_id.encode(),
+                    b"cache-control": b"no-store",
+                    b"x-content-type-options": b"nosniff",
+                }
+                if "etag" in state and message["status"] < 300:
+                    added[b"etag"] = state["etag"].encode()
+                kept = [pair for pair in message["headers"] if pair[0].lower() not in added]
+                message["headers"] = [*kept, *added.items()]
+            await send(message)
+
+        await next_app(scope, receive, send_with_headers)

@@ -1,0 +1,313 @@
+"""The wire: how bodies and parameters are read, and how documents and pages are written.
+
+Owns strict JSON (types are not guessed, fields are not dropped, numbers are exact), the checks of
+single values, and cursors. Owns no check that needs a row.
+
+Invariants: a body with a field that we do not keep is refused; a number is never a float; text that
+PostgreSQL cannot keep never reaches it; a cursor is opaque and stands for the last key of a page.
+"""
+
+import base64
+import binascii
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
+from typing import Any, Final, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import msgspec
+from litestar import Request, Response
+
+from app.control.errors import Refused, invalid
+from app.core.money import AMOUNT_TOKENS_MAX, InvalidAmount, usd_to_nano
+
+T = TypeVar("T")
+
+PAGE_DEFAULT: Final = 50
+PAGE_MAX: Final = 500
+
+_SLUG: Final = re.compile(r"[\x21-\x7e]{1,200}")
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_EMAIL: Final = re.compile(r"[^@\s]{1,64}@[^@\s]{1,189}")
+_INSTANT_MIN: Final = datetime(2000, 1, 1, tzinfo=UTC)
+_INSTANT_MAX: Final = datetime(2200, 1, 1, tzinfo=UTC)
+
+
+class Input(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A body. A field that it does not name is refused."""
+
+
+class Page(msgspec.Struct, Generic[T], frozen=True):
+    """Some of many; `next` is the cursor of the rest, or null."""
+
+    items: list[T]
+    next: str | None
+
+
+class StrictRequest(Request[Any, Any, Any]):
+    """A request whose JSON is read straight into the handler's type, guessing nothing."""
+
+    async def json(self) -> Any:
+        """Read the body. Raises `Refused`."""
+        if self.content_type[0] != "application/json":
+            raise Refused(415, "Send the body as `Content-Type: application/json`.")
+        field = self.route_handler.parsed_data_field
+        assert field is not None, "only asked of handlers that take a body"
+        body = await self.body()
+        try:
+            return msgspec.json.decode(body, type=field.annotation)
+        except msgspec.ValidationError as error:
+            raise _unfit(str(error), field.annotation) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise Refused(400, "The body is not valid JSON.") from None
+
+
+class Document(Response[Any]):
+    """An answer with exact numbers: quantities are JSON numbers, never floats on the way."""
+
+    def render(
+        self, content: Any, media_type: str, enc_hook: Callable[[Any], Any] | None = None
+    ) -> bytes:
+        """Write the body."""
+        if isinstance(content, bytes):
+            return content
+        return msgspec.json.Encoder(enc_hook=enc_hook, decimal_format="number").encode(content)
+
+
+def _unfit(message: str, expected: Any) -> Refused:
+    """Turn msgspec's words into ours: which field, and what to change."""
+    said, _, place = message.partition(" - at `$")
+    path = place.rstrip("`").lstrip(".")
+    if match := re.match(r"Object (?:contains unknown|missing required) field `(.*)`", said):
+        field = f"{path}.{match[1]}".lstrip(".")
+        known = "missing" not in said
+        return Refused(
+            422, f"{field}: unknown field." if known else f"{field}: is required.", field=field
+        )
+    if not path:
+        return Refused(422, "The body must be a JSON object.")
+    said = said.replace("`", "")
+    options = _options(expected, re.split(r"[.\[]", path)[0])
+    if options and said.startswith("Invalid enum value"):
+        said += f"; use one of {', '.join(options)}"
+    return Refused(422, f"{path}: {said}.", field=path)
+
+
+def _options(expected: Any, field: str) -> list[str]:
+    """Return what a field may be, if that is one of a few words."""
+    found: list[str] = []
+
+    def look(annotation: Any) -> None:
+        if get_origin(annotation) is Literal:
+            found.extend(get_args(annotation))
+        else:
+            for part in get_args(annotation):
+                look(part)
+
+    look(get_type_hints(expected).get(field))
+    return found
+
+
+# Values
+
+
+def text(field: str, value: str, *, most: int = 200, least: int = 1) -> str:
+    """Check text that people write and read: no control characters, not too long."""
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
+        raise invalid(field, "must not contain control characters")
+    value = value.strip()
+    if not least <= len(value) <= most:
+        raise invalid(field, f"must have from {least} to {most} characters")
+    return value
+
+
+def reason(value: str | None) -> str | None:
+    """Check the reason of a change."""
+    if value is None:
+        return None
+    return text("reason", value.replace("\n", " "), most=1000, least=0) or None
+
+
+def email(value: str) -> str:
+    """Check an address."""
+    value = text("email", value, most=254)
+    if not _EMAIL.fullmatch(value):
+        raise invalid("email", "must be an address such as ada@example.org")
+    return value
+
+
+def password(value: str) -> str:
+    """Check a password."""
+    if not 8 <= len(value) <= 1024:
+        raise invalid("password", "must have from 8 to 1024 characters")
+    return value
+
+
+def secret(field: str, value: str) -> str:
+    """Check a credential that is sent in a header."""
+    if not re.fullmatch(r"[\x21-\x7e]{1,4096}", value):
+        raise invalid(field, "must be from 1 to 4096 printable ASCII characters without spaces")
+    return value
+
+
+def is_slug(value: str) -> bool:
+    """Tell whether a model can have this name: it must survive being part of a path."""
+    return bool(_SLUG.fullmatch(value)) and not any(
+        part in ("", ".", "..") for part in value.split("/")
+    )
+
+
+def slug(field: str, value: str) -> str:
+    """Check a model's name."""
+    if not is_slug(value):
+        raise invalid(
+            field,
+            "must be from 1 to 200 printable ASCII characters without spaces, "
+            "and without empty parts between slashes",
+        )
+    return value
+
+
+def base_url(value: str) -> str:
+    """Check a provider's address: private ones are welcome, credentials in it are not."""
+    example = "such as https://api.example.com/v1"
+    if not re.fullmatch(r"[\x21-\x7e]{1,2000}", value) or "\\" in value:
+        raise invalid("base_url", f"must be an address {example}")
+    try:
+        parts = urlsplit(value)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise invalid("base_url", f"must be an address {example}") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise invalid("base_url", f"must begin with http:// or https:// and name a host, {example}")
+    if "@" in parts.netloc:
+        raise invalid("base_url", "must not contain a user name or password; use api_key")
+    if "?" in value or "#" in value:
+        raise invalid("base_url", "must not have a query or a fragment")
+    return value
+
+
+def whole(field: str, value: int, least: int, most: int) -> int:
+    """Check a whole number."""
+    if not least <= value <= most:
+        raise invalid(field, f"must be from {least} to {most}")
+    return value
+
+
+def cap_tokens(field: str, value: int | None) -> int | None:
+    """Check a token cap; 0 blocks, null is none."""
+    return None if value is None else whole(field, value, 0, AMOUNT_TOKENS_MAX)
+
+
+def cap_nano(field: str, value: Decimal | None) -> int | None:
+    """Check a USD cap and turn it into nano-USD; 0 blocks, null is none."""
+    if value is None:
+        return None
+    if value.is_finite():
+        _, digits, exponent = value.as_tuple()
+        # Beyond 28 digits the default context rounds.
+        if value and (len(digits) > 28 or int(exponent) < -28):
+            raise invalid(field, "must have at most 9 decimal places")
+    try:
+        return usd_to_nano(value)
+    except InvalidAmount as error:
+        raise invalid(field, str(error)) from None
+
+
+def instant(field: str, value: datetime) -> datetime:
+    """Check an instant, and turn it to UTC."""
+    if value.tzinfo is None:
+        raise invalid(field, "must name its offset from UTC, such as 2026-01-31T00:00:00Z")
+    if not _INSTANT_MIN <= value < _INSTANT_MAX:
+        raise invalid(field, "must lie between the years 2000 and 2200")
+    return value.astimezone(UTC)
+
+
+def distinct(field: str, values: Sequence[str], most: int = 200) -> list[str]:
+    """Check a list of names: some, not too many, none twice."""
+    if not 1 <= len(values) <= most:
+        raise invalid(field, f"must name from 1 to {most}")
+    for value in values:
+        if values.count(value) > 1:
+            raise invalid(field, f"names {value[:200]!r} twice")
+    return list(values)
+
+
+# Parameters
+
+
+def path_id(value: str, what: str) -> str:
+    """Read an id in a path: one that cannot be an id names nothing."""
+    if not _UUID.fullmatch(value):
+        raise Refused(404, f"There is no such {what}.")
+    return value.lower()
+
+
+def path_slug(value: str) -> str:
+    """Read a model's name in a path."""
+    value = value.removeprefix("/")
+    if not is_slug(value):
+        raise Refused(404, "There is no such model.")
+    return value
+
+
+def id_filter(field: str, value: str | None) -> str | None:
+    """Read an id to filter by."""
+    if value is not None and not _UUID.fullmatch(value):
+        raise invalid(field, "must be an id such as 0197c5a0-0000-7000-8000-000000000000")
+    return value
+
+
+def text_filter(field: str, value: str | None) -> str | None:
+    """Read a text to filter by."""
+    return None if value is None else text(field, value, most=1000, least=0)
+
+
+def instant_filter(field: str, value: str | None, zone: ZoneInfo) -> datetime | None:
+    """Read an instant to filter by; a date is its midnight in the billing time zone."""
+    if value is None:
+        return None
+    try:
+        if re.fullmatch(r"\d{4}-\d\d-\d\d", value):
+            midnight = datetime.combine(date.fromisoformat(value), time(), zone)
+            return instant(field, midnight)
+        return instant(field, msgspec.convert(value, datetime))
+    except (msgspec.ValidationError, ValueError, OverflowError):
+        raise invalid(
+            field, "must be a date or an instant such as 2026-01-31T00:00:00Z (`+` written as %2B)"
+        ) from None
+
+
+def page_limit(value: int) -> int:
+    """Read how many items a page shall have."""
+    return whole("limit", value, 1, PAGE_MAX)
+
+
+def paged(items: list[T], limit: int, key: Callable[[T], str]) -> Page[T]:
+    """Make a page of up to `limit` items from one more than that."""
+    if len(items) <= limit:
+        return Page(items, None)
+    shown = items[:limit]
+    return Page(shown, base64.urlsafe_b64encode(key(shown[-1]).encode()).decode().rstrip("="))
+
+
+def after(cursor: str | None, is_key: Callable[[str], object] = _UUID.fullmatch) -> str | None:
+    """Read a cursor: the key that the page before ended with. Raises a 400."""
+    if cursor is None:
+        return None
+    try:
+        key = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True).decode()
+    except (binascii.Error, ValueError):
+        key = ""
+    if not is_key(key):
+        raise Refused(400, "The cursor is not one that we gave: begin again without it.")
+    return key
+
+
+def text_of(id: UUID) -> str:
+    """Write an id as the books have it."""
+    return str(id)

@@ -1,0 +1,417 @@
+"""Usage: what was called, what it cost, and how near to their caps owners are.
+
+Owns the reading of calls, accounts and sums, and the documents in which the data plane and the
+control plane show them. Writes nothing, and decides nothing: see `core.ledger`.
+
+Invariants:
+
+- USD are summed as integers and shown as decimal strings; a call whose cost is unknown shows null,
+  adds nothing to a sum and is counted as unpriced.
+- The sums of a period include the adjustments of its calls, so they agree with the accounts.
+- Pages and sums name the ids they range over, so that months outside are not touched.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import UTC, date, datetime
+from typing import Annotated, Any, Literal, get_args
+from uuid import UUID
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from sqlalchemy import ColumnElement, Date, Integer, Select, case, func, literal, select, union_all
+from sqlalchemy import cast as sql_cast
+from sqlalchemy.sql.selectable import Subquery
+
+from app.core.access import AllocationStatus, Key
+from app.core.ledger import Account, Meter, account_key, account_state
+from app.core.metering import Quantity
+from app.core.money import nano_to_usd
+from app.core.refusals import Outcome, Shortfall
+from app.core.windows import Calendar, Period
+from app.store import schema
+from app.store.catalogue import AllocationRecord, allocations, keys
+from app.store.database import Connection, Database
+
+State = Literal["ok", "near", "critical", "exhausted", "paused"]
+
+
+def id_floor(at: datetime) -> str:
+    """Return the least id that a call admitted at an instant can have: its milliseconds."""
+    return str(UUID(int=max(0, int(at.timestamp() * 1000)) << 80))
+
+
+# Calls
+
+
+class LimitDocument(msgspec.Struct, frozen=True):
+    """The limit that a call was refused by; USD as decimal strings, tokens as numbers."""
+
+    owner: str
+    owner_id: str
+    meter: str
+    window: str
+    amount: int | str
+    used: int | str
+    held: int | str
+    needed: int | str
+    remaining: int | str
+    resets_at: datetime | None
+
+
+class CallDocument(msgspec.Struct, frozen=True):
+    """A call as it was booked. `cost_usd` is null if the call is unpriced."""
+
+    id: str
+    request_id: str
+    allocation_id: str | None
+    key_id: str
+    member_id: str
+    model: str
+    endpoint: str
+    outcome: Outcome
+    close_reason: str | None
+    status_code: int
+    started_at: datetime
+    finished_at: datetime
+    usage: Annotated[dict[str, Quantity], msgspec.Meta(description="Quantities by unit.")]
+    tokens: int
+    cost_usd: str | None
+    price_id: str | None
+    estimated: bool
+    error_message: str | None
+    limit: LimitDocument | None
+
+
+async def call_document(
+    database: Database, call_id: str, *, key_id: str | None = None
+) -> dict[str, Any] | None:
+    """Return a booked call, if `key_id` made it; quantities may be decimals: encode as numbers."""
+    async with database.snapshot() as connection:
+        call = await find_call(connection, call_id)
+    if call is None or (key_id is not None and call.key_id != key_id):
+        return None
+    return msgspec.structs.asdict(call)
+
+
+async def find_call(connection: Connection, call_id: str) -> CallDocument | None:
+    """Return the call with this id."""
+    rows = await connection.execute(select(schema.calls).where(schema.calls.c.id == call_id))
+    row = rows.mappings().first()
+    return None if row is None else _call(row)
+
+
+async def calls(
+    connection: Connection,
+    *,
+    below: str | None,
+    limit: int,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    equal: Mapping[str, str | None] = {},
+) -> list[CallDocument]:
+    """Return calls, newest first, from below an id on; `equal` filters by column."""
+    table = schema.calls
+    statement = select(table).order_by(table.c.id.desc()).limit(limit)
+    if below is not None:
+        statement = statement.where(table.c.id < below)
+    statement = statement.where(*_between(since, until), *_equal(equal))
+    return [_call(row) for row in (await connection.execute(statement)).mappings()]
+
+
+def _call(row: Mapping[Any, Any]) -> CallDocument:
+    fields = {name: row[name] for name in CallDocument.__struct_fields__ if name in row}
+    cost, shortfall = row["cost_nano"], row["shortfall"]
+    return CallDocument(
+        **fields,
+        cost_usd=None if cost is None else nano_to_usd(cost),
+        limit=None if shortfall is None else _limit(msgspec.convert(shortfall, Shortfall)),
+    )
+
+
+def _limit(shortfall: Shortfall) -> LimitDocument:
+    def shown(value: int) -> int | str:
+        return nano_to_usd(value) if shortfall.meter == "usd" else value
+
+    return LimitDocument(
+        shortfall.owner,
+        shortfall.owner_id,
+        shortfall.meter,
+        shortfall.window,
+        shown(shortfall.amount),
+        shown(shortfall.used),
+        shown(shortfall.held),
+        shown(shortfall.needed),
+        shown(shortfall.remaining),
+        shortfall.resets_at,
+    )
+
+
+def _between(since: datetime | None, until: datetime | None) -> list[ColumnElement[bool]]:
+    table = schema.calls
+    conditions: list[ColumnElement[bool]] = []
+    if since is not None:
+        conditions.append(table.c.id >= id_floor(since))
+    if until is not None:
+        conditions.append(table.c.id < id_floor(until))
+    return conditions
+
+
+def _equal(equal: Mapping[str, str | None]) -> list[ColumnElement[bool]]:
+    return [
+        schema.calls.c[column] == value for column, value in equal.items() if value is not None
+    ]
+
+
+# Standing
+
+
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """An allocation, its caps, and what this month's calls have used and hold of them."""
+
+    id: str
+    name: str
+    models: list[str]
+    status: AllocationStatus
+    quota_tokens_per_month: int | None
+    tokens_used_this_month: int
+    tokens_held: int
+    quota_cost_usd_per_month: str | None
+    cost_used_this_month: str
+    cost_held: str
+    unpriced_calls_this_month: int
+    resets_at: datetime | None
+    state: State
+
+
+class KeyStanding(Standing, frozen=True, kw_only=True):
+    """The same, with what is left; null where there is no cap."""
+
+    tokens_remaining: int | None
+    cost_remaining: str | None
+
+
+class KeyDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """A key as it sees itself."""
+
+    id: str
+    name: str
+    hint: str
+    expires_at: datetime | None
+    allocations: list[KeyStanding]
+    tokens_used_this_month: int
+    cost_used_this_month: str
+    unpriced_calls_this_month: int
+    resets_at: datetime | None
+
+
+def standing(record: AllocationRecord, account: Account | None, period: Period) -> Standing:
+    """Show how an allocation stands in a period; no account: nothing was called yet."""
+    known = account if account is not None else Account("")
+    caps: dict[Meter, int] = {}
+    if record.cap_tokens is not None:
+        caps["tokens"] = record.cap_tokens
+    if record.cap_nano is not None:
+        caps["usd"] = record.cap_nano
+    return Standing(
+        id=record.id,
+        name=record.name,
+        models=record.models,
+        status=record.status,
+        quota_tokens_per_month=record.cap_tokens,
+        tokens_used_this_month=known.used_tokens,
+        tokens_held=known.held_tokens,
+        quota_cost_usd_per_month=_usd(record.cap_nano),
+        cost_used_this_month=nano_to_usd(known.used_nano),
+        cost_held=nano_to_usd(known.held_nano),
+        unpriced_calls_this_month=known.unpriced_calls,
+        resets_at=period.end,
+        state=account_state(record.status, caps, account),
+    )
+
+
+async def accounts_of(
+    connection: Connection, allocation_ids: Sequence[str], period: Period
+) -> dict[str, Account]:
+    """Return the month's account of each allocation that has one."""
+    table = schema.accounts
+    owners = {
+        account_key("allocation", owner_id, "month", period).id: owner_id
+        for owner_id in allocation_ids
+    }
+    columns = [table.c[name] for name in Account.__struct_fields__]
+    rows = await connection.execute(select(*columns).where(table.c.id.in_(list(owners))))
+    return {owners[row["id"]]: Account(**row) for row in rows.mappings()}
+
+
+async def standings(
+    connection: Connection, records: Sequence[AllocationRecord], period: Period
+) -> list[Standing]:
+    """Show how allocations stand in a period."""
+    accounts = await accounts_of(connection, [record.id for record in records], period)
+    return [standing(record, accounts.get(record.id), period) for record in records]
+
+
+async def key_document(
+    database: Database, calendar: Calendar, key: Key, at: datetime
+) -> dict[str, Any]:
+    """Return a key's own name, its allocations with what is left of them, and what it used."""
+    period = calendar.period("month", at)
+    async with database.snapshot() as connection:
+        record = await keys.find(connection, key.id)
+        opened = await allocations.find_all(connection, key.allocation_ids)
+        accounts = await accounts_of(connection, key.allocation_ids, period)
+        used = UsageRow(calls=0, refused_calls=0, unpriced_calls=0, tokens=0, cost_usd="0.00")
+        query = UsageQuery(("key",), period.start, period.end, {"key_id": key.id}, "UTC")
+        async for row in usage_rows(connection, query):
+            used = row
+    document = KeyDocument(
+        id=key.id,
+        name=record.name if record is not None else "",
+        hint=record.hint if record is not None else "",
+        expires_at=key.expires_at,
+        allocations=[_key_standing(one, accounts.get(one.id), period) for one in opened],
+        tokens_used_this_month=used.tokens,
+        cost_used_this_month=used.cost_usd,
+        unpriced_calls_this_month=used.unpriced_calls,
+        resets_at=period.end,
+    )
+    return msgspec.structs.asdict(document)
+
+
+def _key_standing(
+    record: AllocationRecord, account: Account | None, period: Period
+) -> KeyStanding:
+    known = account if account is not None else Account("")
+    left: dict[Meter, int | None] = {"tokens": None, "usd": None}
+    for meter in left:
+        cap = record.cap(meter)
+        if cap is not None:
+            left[meter] = max(0, cap - known.used(meter) - known.held(meter))
+    shown = msgspec.structs.asdict(standing(record, account, period))
+    return KeyStanding(
+        **shown, tokens_remaining=left["tokens"], cost_remaining=_usd(left["usd"])
+    )
+
+
+def _usd(nano: int | None) -> str | None:
+    return None if nano is None else nano_to_usd(nano)
+
+
+# Sums
+
+Dimension = Literal["allocation", "member", "key", "model", "endpoint", "day"]
+
+DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
+
+
+class UsageQuery(msgspec.Struct, frozen=True):
+    """Which calls to sum, and by what."""
+
+    group_by: tuple[Dimension, ...]
+    since: datetime
+    until: datetime | None
+    equal: Mapping[str, str | None]
+    zone: str
+    """Whose midnights separate days."""
+
+
+class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
+    """The sums of one group; only what it is grouped by is named."""
+
+    day: date | UnsetType = UNSET
+    member_id: str | UnsetType = UNSET
+    member_email: str | None | UnsetType = UNSET
+    allocation_id: str | None | UnsetType = UNSET
+    allocation_name: str | None | UnsetType = UNSET
+    key_id: str | UnsetType = UNSET
+    key_name: str | None | UnsetType = UNSET
+    model: str | UnsetType = UNSET
+    endpoint: str | UnsetType = UNSET
+    calls: int
+    refused_calls: int
+    unpriced_calls: int
+    tokens: int
+    cost_usd: str
+
+
+async def usage_rows(connection: Connection, query: UsageQuery) -> AsyncIterator[UsageRow]:
+    """Yield the sums of each group, in order."""
+    async with connection.stream(_sums(query)) as rows:
+        async for row in rows.mappings():
+            fields = {name: value for name, value in row.items() if name != "cost_nano"}
+            for name in ("calls", "refused_calls", "unpriced_calls", "tokens"):
+                fields[name] = int(fields[name])
+            yield UsageRow(**fields, cost_usd=nano_to_usd(int(row["cost_nano"])))
+
+
+async def be_patient(connection: Connection) -> None:
+    """Let whoever reads from this connection take minutes between two rows."""
+    await connection.execute(
+        select(func.set_config("idle_in_transaction_session_timeout", "5min", True))
+    )
+
+
+def _sums(query: UsageQuery) -> Select[Any]:
+    table, late = schema.calls, schema.adjustments
+    ranged = (*_between(query.since, query.until), *_equal(query.equal))
+    by = {name: _dimension(name, query.zone) for name in DIMENSIONS if name in query.group_by}
+    booked = select(
+        *by.values(),
+        literal(1, Integer).label("calls"),
+        case((table.c.outcome.like("rejected%"), 1), else_=0).label("refused_calls"),
+        case((table.c.cost_nano.is_(None), 1), else_=0).label("unpriced_calls"),
+        table.c.tokens.label("tokens"),
+        func.coalesce(table.c.cost_nano, 0).label("cost_nano"),
+    ).where(*ranged)
+    adjusted = (
+        select(
+            *by.values(),
+            literal(0, Integer),
+            literal(0, Integer),
+            literal(0, Integer),
+            late.c.tokens,
+            late.c.nano,
+        )
+        .join_from(late, table, late.c.call_id == table.c.id)
+        .where(*ranged)
+    )
+    parts = union_all(booked, adjusted).subquery()
+    groups = [parts.c[column.key or ""] for column in by.values()]
+    totals = ("calls", "refused_calls", "unpriced_calls", "tokens", "cost_nano")
+    sums = (
+        select(*groups, *(func.sum(parts.c[name]).label(name) for name in totals))
+        .group_by(*groups)
+        .subquery()
+    )
+    return _named(sums, query.group_by).order_by(*(sums.c[column.name] for column in groups))
+
+
+def _dimension(name: Dimension, zone: str) -> ColumnElement[Any]:
+    table = schema.calls
+    match name:
+        case "day":
+            return sql_cast(func.timezone(zone, table.c.started_at), Date).label("day")
+        case "model" | "endpoint":
+            return table.c[name].label(name)
+        case "allocation" | "member" | "key":
+            return table.c[f"{name}_id"].label(f"{name}_id")
+
+
+def _named(sums: Subquery, group_by: Sequence[Dimension]) -> Select[Any]:
+    """Say what the ids of the groups are called by people."""
+    statement: Select[Any] = select(sums)
+    for dimension, table, column, label in (
+        ("allocation", schema.allocations, "name", "allocation_name"),
+        ("member", schema.members, "email", "member_email"),
+        ("key", schema.keys, "name", "key_name"),
+    ):
+        if dimension in group_by:
+            statement = statement.add_columns(table.c[column].label(label)).outerjoin(
+                table, table.c.id == sums.c[f"{dimension}_id"]
+            )
+    return statement
+
+
+def month_so_far(calendar: Calendar, at: datetime) -> datetime:
+    """Return the start of the billing month, from which sums are taken if nothing else is said."""
+    return calendar.period("month", at).start.astimezone(UTC)
