@@ -19,6 +19,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import csv
+import io
+import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -26,31 +30,55 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from datetime import UTC, date, datetime
+from datetime import time as time_of_day
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from zoneinfo import ZoneInfo
 
+import alembic.util
 import click
+import msgspec
+import psycopg
+import sqlalchemy.exc
 import structlog
 import uvicorn
+from argon2 import PasswordHasher
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 import app
-from app import log as logging
+from app.core.metering import UNITS
+from app.core.pricing import InvalidRates, Rate, check_rates
+from app.log import configure as configure_log
 from app.settings import VARIABLES, Settings, SettingsError, Variable, psycopg_dsn, unknown
+from app.store import admin
 from app.store import migrate as migrations
+from app.store.admin import PriceVersion
+from app.store.database import Connection, Database, DatabaseUnavailable
 from app.store.postgres import EmbeddedPostgres, PostgresUnavailable
+from app.store.vault import Vault, new_admin_token
 
 if TYPE_CHECKING:
     from litestar import Litestar
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
 DRAIN_S: Final = 30
 """How long calls in flight may take to finish once the server is asked to stop."""
+BACKLOG: Final = 2048
 
 # ------------------------------------------------------------------------------------ the shape
+
+
+class WrongSecret(Exception):
+    """The database was set up with another secret."""
 
 
 class _Commands(click.Group):
@@ -73,26 +101,24 @@ class _Commands(click.Group):
 
 def _explained(error: Exception) -> str | None:
     """What to tell of an error that is not a bug of ours; None for those that are."""
-    import alembic.util
-    import psycopg
-
-    from app.main import SecretMismatch
-    from app.store.database import DatabaseUnavailable
-
     match error:
         case SettingsError() | PostgresUnavailable():
             return str(error)
-        case SecretMismatch() | migrations.MigrationLocked() | alembic.util.CommandError():
+        case WrongSecret() | migrations.MigrationLocked() | alembic.util.CommandError():
             return _one_line(error)
-        case psycopg.OperationalError() | DatabaseUnavailable():
+        case sqlalchemy.exc.OperationalError():
+            return f"the database does not answer: {_one_line(error.orig or error)}"
+        case psycopg.OperationalError():
             return f"the database does not answer: {_one_line(error)}"
+        case DatabaseUnavailable():
+            return f"the database does not answer: {_one_line(error.__cause__ or error)}"
         case OSError():
             return _one_line(error)
         case _:
             return None
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
@@ -129,7 +155,7 @@ def _environment(options: Mapping[str, str | None]) -> dict[str, str]:
 
 def _read_settings(options: Mapping[str, str | None]) -> Settings:
     settings = Settings.from_env(_environment(options))
-    logging.configure(settings.log_level, settings.log_format)
+    configure_log(settings.log_level, settings.log_format)
     return settings
 
 
@@ -234,15 +260,398 @@ def serve(migrate: bool, **options: str | None) -> None:
         raise click.exceptions.Exit(1)
 
 
+@main.command(epilog=_example("spendgate worker --database-url postgresql://db.internal/spendgate"))
+@_settings()
+def worker(**options: str | None) -> None:
+    """Run the reaper and the jobs alone, without serving.
+
+    For installations whose serving processes have SPENDGATE_WORKER=false. Any number may run.
+    """
+    settings = _read_settings(options)
+    signals = Signals()
+    signals.install()
+    try:
+        with database(settings, signals) as dsn:
+            prepare(settings, dsn, migrate=False)
+            asyncio.run(_work(settings, dsn, signals))
+    except KeyboardInterrupt:
+        pass
+    log.info("stopped")
+
+
+async def _work(settings: Settings, dsn: str, signals: Signals) -> None:
+    from app.main import Gateway
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    gateway = Gateway(settings, dsn)
+    await gateway.pool.open()
+    await gateway.ledger.start()
+    await gateway.worker.start()
+    log.info("working", reaper_period_s=settings.reaper_period_s)
+    await stop.wait()
+    signals.stopping = True
+    await gateway.stop()
+
+
+@main.command(
+    epilog=_example("spendgate migrate --database-url postgresql://db.internal/spendgate")
+)
+@_settings("DATABASE_URL", "DATA_DIR")
+def migrate(**options: str | None) -> None:
+    """Bring the database to the schema of this version.
+
+    "serve" does so by itself; run it apart from that where the serving processes may not change
+    the schema (serve --no-migrate), or to see how long it takes.
+    """
+    settings = _read_settings(options)
+    with _opened(settings) as dsn, _revisions_shown():
+        started = time.monotonic()
+        before, head = migrations.current(dsn), migrations.head()
+        if before == head:
+            click.echo(f"The database is at revision {head} already: nothing to do.")
+            return
+        _say(f"Migrating from {before or 'an empty database'} to revision {head} …")
+        migrations.upgrade(dsn, progress=_say)
+        click.echo(f"The database is at revision {head} ({time.monotonic() - started:.1f} s).")
+
+
+@contextlib.contextmanager
+def _revisions_shown() -> Iterator[None]:
+    """Print what Alembic tells of each step."""
+
+    class Steps(logging.Handler):
+        def emit(self, entry: logging.LogRecord) -> None:
+            if entry.getMessage().startswith("Running"):
+                _say(f"  {entry.getMessage()}")
+
+    steps, library = Steps(), logging.getLogger("alembic.runtime.migration")
+    library.addHandler(steps)
+    library.setLevel(logging.INFO)
+    library.propagate = False
+    try:
+        yield
+    finally:
+        library.removeHandler(steps)
+
+
+@main.command(
+    epilog=_example(
+        "spendgate create-admin --email ada@example.org --name 'Ada Lovelace'",
+        "spendgate create-admin --email ada@example.org < password.txt",
+    )
+)
+@click.option("--email", required=True, metavar="E", help="Whom; how they sign in.")
+@click.option("--name", metavar="N", help="How they are shown.")
+@_settings("DATABASE_URL", "DATA_DIR")
+def create_admin(email: str, name: str | None, **options: str | None) -> None:
+    """Create an administrator, or give one a new password.
+
+    The password is read from the standard input: its first line, or a prompt at a terminal. A
+    member of that address is made an active administrator.
+    """
+    from app.control import wire
+
+    settings = _read_settings(options)
+    with _checked():
+        email = wire.email(email)
+        name = None if name is None else wire.text("name", name)
+        password = wire.password(_read_password())
+    done = _in_transaction(
+        settings,
+        lambda connection, at: admin.put_admin(
+            connection, email=email, name=name, password_hash=_hashed(password), at=at
+        ),
+    )
+    click.echo(
+        {
+            "created": f"{email} is an administrator now.",
+            "promoted": f"The member {email} is an administrator now, with the new password.",
+            "updated": f"The administrator {email} has the new password now.",
+        }[done]
+    )
+
+
+def _read_password() -> str:
+    if sys.stdin.isatty():
+        prompted: str = click.prompt(
+            "Password", hide_input=True, confirmation_prompt=True, err=True
+        )
+        return prompted
+    return sys.stdin.readline().rstrip("\r\n")
+
+
+def _hashed(password: str) -> str:
+    return PasswordHasher().hash(password)
+
+
+@main.command(epilog=_example("TOKEN=$(spendgate create-admin-token --name terraform)"))
+@click.option("--name", required=True, metavar="N", help="What it is for; shown in the audit log.")
+@_settings("DATABASE_URL", "DATA_DIR", "SECRET_KEY")
+def create_admin_token(name: str, **options: str | None) -> None:
+    """Create a token for the control API, and print it.
+
+    It is shown this once, alone on the standard output, and opens everything that an
+    administrator may do: "Authorization: Bearer <token>".
+    """
+    from app.control import wire
+
+    settings = _read_settings(options)
+    with _checked():
+        name = wire.text("name", name)
+    vault, token = Vault(settings.secret_key()), new_admin_token()
+    _in_transaction(
+        settings,
+        lambda connection, at: admin.add_admin_token(
+            connection, name=name, digest=vault.digest(token), at=at
+        ),
+        vault=vault,
+    )
+    click.echo(token)
+
+
+@main.command(
+    epilog=_example(
+        "spendgate import-prices prices.csv --dry-run",
+        "",
+        "prices.csv:",
+        "  model,unit,usd,per,effective_from",
+        "  gpt-4o-mini,input_token,0.15,1000000,2026-01-01T00:00:00Z",
+        "  gpt-4o-mini,output_token,0.60,1000000,2026-01-01T00:00:00Z",
+        "",
+        "The same as prices.json:",
+        '  [{"model": "gpt-4o-mini", "effective_from": "2026-01-01T00:00:00Z",',
+        '    "rates": [{"unit": "input_token", "usd": "0.15", "per": 1000000},',
+        '              {"unit": "output_token", "usd": "0.60", "per": 1000000}]}]',
+    )
+)
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Check and show everything, change nothing.")
+@_settings("DATABASE_URL", "DATA_DIR")
+def import_prices(file: Path, dry_run: bool, **options: str | None) -> None:
+    """Add price versions from a JSON or CSV file: all of them or, if one is wrong, none.
+
+    Without effective_from a price is in force from now on. A date is its midnight in the billing
+    time zone. Versions that are there already are skipped, so a file can be imported again.
+    """
+    settings = _read_settings(options)
+    versions, places = _read_prices(file, ZoneInfo(settings.billing_timezone))
+
+    async def work(connection: Connection, at: datetime) -> list[bool]:
+        added = await admin.add_prices(connection, versions, at)
+        if dry_run:
+            raise _DryRun(added)
+        return added
+
+    try:
+        added = _in_transaction(settings, work)
+    except admin.PriceClash as clash:
+        raise click.ClickException(f"{file}, {places[clash.index]}: {clash}") from None
+    except _DryRun as done:
+        added = done.added
+    for version, new in zip(versions, added, strict=True):
+        rates = ", ".join(f"{r.unit} {r.usd}/{r.per}" for r in version.rates)
+        since = "now" if version.effective_from is None else version.effective_from.isoformat()
+        click.echo(f"{'added  ' if new else 'skipped'}  {version.model} from {since}: {rates}")
+    would = "would be " if dry_run else ""
+    click.echo(f"{sum(added)} versions {would}added, {added.count(False)} there already.")
+
+
+class _DryRun(Exception):
+    """Rolls the transaction back, with what it would have done."""
+
+    def __init__(self, added: list[bool]) -> None:
+        super().__init__("dry run")
+        self.added = added
+
+
+@main.command(epilog=_example("spendgate reconcile || echo 'the books do not add up'"))
+@_settings("DATABASE_URL", "DATA_DIR")
+def reconcile(**options: str | None) -> None:
+    """Check that the books add up, account by account and call by call.
+
+    Prints each discrepancy. Exits with 0 if there is none, else with 1. Safe to run at any time,
+    also against a running server.
+    """
+    from app.store.reconcile import reconcile as check
+
+    settings = _read_settings(options)
+    with _opened(settings) as dsn:
+        started = time.monotonic()
+        found = asyncio.run(check(dsn, _say))
+    for discrepancy in found:
+        click.echo(str(discrepancy))
+    took = f"({time.monotonic() - started:.1f} s)"
+    if found:
+        click.echo(f"The books do not add up: {len(found)} discrepancies {took}.")
+        raise click.exceptions.Exit(1)
+    click.echo(f"The books add up {took}.")
+
+
+# ---------------------------------------------------------------------------------- price files
+
+
+class _RateRow(msgspec.Struct, forbid_unknown_fields=True):
+    unit: str
+    usd: Decimal
+    per: int = 1
+
+
+class _PriceRow(msgspec.Struct, forbid_unknown_fields=True):
+    model: str
+    rates: list[_RateRow]
+    effective_from: str | None = None
+
+
+def _read_prices(file: Path, zone: ZoneInfo) -> tuple[list[PriceVersion], list[str]]:
+    """Read a file of prices: the versions in it, and where in the file each is."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise click.ClickException(f"{file} is not UTF-8 text") from None
+    rows = _csv_rows if file.suffix.lower() == ".csv" else _json_rows
+    versions, places = [], []
+    problems = []
+    try:
+        for place, row in rows(text):
+            try:
+                versions.append(_version(row, zone))
+                places.append(place)
+            except ValueError as error:
+                problems.append(f"{place}: {error}")
+    except ValueError as error:
+        problems.append(str(error))
+    if problems:
+        raise click.ClickException("\n".join(f"{file}, {problem}" for problem in problems))
+    if not versions:
+        raise click.ClickException(f"{file} has no prices in it")
+    return versions, places
+
+
+def _json_rows(text: str) -> Iterator[tuple[str, _PriceRow]]:
+    try:
+        items = msgspec.json.decode(text, type=list[msgspec.Raw])
+    except msgspec.DecodeError as error:
+        raise ValueError(f"as JSON: {error}; it must be a list of prices") from None
+    for number, item in enumerate(items, 1):
+        try:
+            yield f"item {number}", msgspec.json.decode(item, type=_PriceRow)
+        except msgspec.DecodeError as error:
+            raise ValueError(f"item {number}: {error}") from None
+
+
+def _csv_rows(text: str) -> Iterator[tuple[str, _PriceRow]]:
+    """Rows of one model and one instant are the rates of one version."""
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    columns = {"model", "unit", "usd", "per", "effective_from"}
+    given = {name.strip() for name in reader.fieldnames or ()}
+    if not {"model", "unit", "usd"} <= given <= columns:
+        raise ValueError(f"line 1: the columns must be {', '.join(sorted(columns))}")
+    found: dict[tuple[str, str], tuple[str, _PriceRow]] = {}
+    for cells in reader:
+        line = f"line {reader.line_num}"
+        if None in cells or None in cells.values():
+            raise ValueError(f"{line}: it has not as many cells as line 1")
+        row = {name.strip(): cell.strip() for name, cell in cells.items()}
+        try:
+            rate = _RateRow(row["unit"], Decimal(row["usd"]), int(row.get("per") or 1))
+        except (InvalidOperation, ValueError):
+            raise ValueError(f"{line}: usd and per must be numbers") from None
+        since = row.get("effective_from") or None
+        place = found.setdefault(
+            (row["model"], since or ""), (line, _PriceRow(row["model"], [], since))
+        )
+        place[1].rates.append(rate)
+    yield from found.values()
+
+
+def _version(row: _PriceRow, zone: ZoneInfo) -> PriceVersion:
+    rates = [Rate(rate.unit, rate.usd, rate.per) for rate in row.rates]
+    try:
+        check_rates(rates, UNITS)
+    except InvalidRates as error:
+        raise ValueError(f"{row.model}: {error}") from None
+    rates = [Rate(r.unit, Decimal(format(r.usd.normalize(), "f")), r.per) for r in rates]
+    since = None if row.effective_from is None else _instant(row.effective_from, zone)
+    return PriceVersion(row.model, since, rates)
+
+
+def _instant(text: str, zone: ZoneInfo) -> datetime:
+    """Read an instant, or a date as its midnight."""
+    try:
+        if len(text) == len("2026-01-01"):
+            return datetime.combine(date.fromisoformat(text), time_of_day(), zone).astimezone(UTC)
+        at = datetime.fromisoformat(text)
+        if at.tzinfo is not None and 2000 <= at.year < 2200:
+            return at.astimezone(UTC)
+    except ValueError:
+        pass
+    raise ValueError(
+        f"effective_from must be a date or an instant such as 2026-01-31T00:00:00Z, not {text!r}"
+    )
+
+
+# ------------------------------------------------------------------------------- one-off changes
+
+
+@contextlib.contextmanager
+def _opened(settings: Settings) -> Iterator[str]:
+    """Lend a database for a moment; SIGTERM is Ctrl-C, so that what was started is stopped."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    with database(settings) as dsn:
+        yield dsn
+
+
+@contextlib.contextmanager
+def _checked() -> Iterator[None]:
+    """What the control API would refuse, the command line refuses in the same words."""
+    from app.control.errors import Refused
+
+    try:
+        yield
+    except Refused as refused:
+        raise click.ClickException(refused.detail) from None
+
+
+def _in_transaction(
+    settings: Settings,
+    work: Callable[[Connection, datetime], Awaitable[T]],
+    *,
+    vault: Vault | None = None,
+) -> T:
+    """Run a change on the database, which is made ready if it is our own."""
+
+    async def run(dsn: str) -> T:
+        books = Database(dsn, pool_size=1)
+        try:
+            return await books.transaction(lambda connection: work(connection, datetime.now(UTC)))
+        finally:
+            await books.close()
+
+    with _opened(settings) as dsn:
+        if settings.database_url is None:
+            migrations.upgrade(dsn, progress=_say)
+        elif (at := migrations.current(dsn)) != migrations.head():
+            raise click.ClickException(
+                f"the database is at revision {at}, and this version needs {migrations.head()}. "
+                f"Run: spendgate migrate"
+            )
+        if vault is not None:
+            _claim(dsn, vault)
+        return asyncio.run(run(dsn))
+
+
 # -------------------------------------------------------------------------------------- serving
 
 
 def prepare(settings: Settings, dsn: str, *, migrate: bool) -> None:
     """Have a database ready for this version, and be sure that it goes with our secret."""
-    from app.main import SecretMismatch
-    from app.store import admin
-    from app.store.vault import Vault
-
     if not migrate:
         # Then PostgreSQL need not be there yet either; each process checks once it is.
         return
@@ -250,8 +659,12 @@ def prepare(settings: Settings, dsn: str, *, migrate: bool) -> None:
     migrations.upgrade(dsn, progress=lambda line: log.info("migrating", message=line))
     if before != (after := migrations.head()):
         log.info("migrated", before=before, after=after)
-    if not admin.claim(dsn, Vault(settings.secret_key()).fingerprint):
-        raise SecretMismatch(
+    _claim(dsn, Vault(settings.secret_key()))
+
+
+def _claim(dsn: str, vault: Vault) -> None:
+    if not admin.claim(dsn, vault.fingerprint):
+        raise WrongSecret(
             "SPENDGATE_SECRET_KEY is not the secret this database was set up with; every replica "
             "needs the same one"
         )
@@ -272,33 +685,189 @@ def _for_processes(
 
 @contextlib.contextmanager
 def listening(settings: Settings) -> Iterator[list[socket.socket]]:
-    """Take the port, before anything slow is done; connections are accepted only later."""
-    sockets: list[socket.socket] = []
-    port = settings.port
-    try:
-        for family, _, _, _, address in dict.fromkeys(
-            socket.getaddrinfo(
-                settings.host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )
-        ):
-            # Naming the protocol makes asyncio turn Nagle's algorithm off.
-            sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-            sockets.append(sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.bind((address[0], port, *address[2:]))
-            # Port 0 is any free one, but the same on every address.
-            port = sock.getsockname()[1]
+    """Take the port before anything slow is done; who calls waits until :func:`run_server`."""
+    with contextlib.ExitStack() as stack:
+        try:
+            sockets = _bind(settings.host, settings.port, stack)
+        except OSError as error:
+            reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
+            raise click.ClickException(
+                f"cannot listen on {settings.host}, port {settings.port}: {reason}. "
+                f"Choose another with --port or --host (SPENDGATE_PORT, SPENDGATE_HOST)"
+            ) from None
         yield sockets
-    except (OSError, OverflowError) as error:
-        if sockets and sockets[-1].fileno() >= 0 and _is_bound(sockets[-1]):
-            raise
-        reason = os.strerror(error.errno).lower() if _has_errno(error) else str(error)
-        raise click.ClickException(
-            f"cannot listen on {settings.host} port {settings.port}: {reason}. "
-            f"Choose another with --port (SPENDGATE_PORT)"
-        ) from None
+
+
+def _reason(error: OSError) -> str:
+    # asyncio and the socket module disagree on what else to say, and how.
+    number = error.errno or 0
+    return (os.strerror(number) if number > 0 else error.strerror or str(error)).lower()
+
+
+def _bind(host: str, port: int, stack: contextlib.ExitStack) -> list[socket.socket]:
+    sockets = []
+    # A name such as localhost may stand for several addresses.
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    for family, _, _, _, address in dict.fromkeys(found):
+        # Naming the protocol makes asyncio turn Nagle's algorithm off.
+        sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((address[0], port, *address[2:]))
+        # Of two that are bound to one port only one can listen, so this tells who is late.
+        sock.listen(BACKLOG)
+        # Port 0 is any free one, but the same on every address.
+        port = sock.getsockname()[1]
+        sockets.append(sock)
+    return sockets
+
+
+def address_of(sockets: list[socket.socket]) -> str:
+    """The address that a person on this machine would open."""
+    host, port = sockets[0].getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def run_server(
+    settings: Settings,
+    sockets: list[socket.socket],
+    signals: Signals,
+    on_ready: Callable[[Callable[[], None]], None] | None = None,
+) -> bool:
+    """Serve until told to stop; return whether it failed to start.
+
+    ``on_ready`` is called once the server answers, with what stops it.
+    """
+    config = uvicorn.Config(
+        "app.cli:application",
+        factory=True,
+        workers=settings.workers,
+        loop="uvloop",
+        http="httptools",
+        ws="websockets-sansio",
+        # Audio does not compress, and deflating it costs a core.
+        ws_per_message_deflate=False,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        # Who calls is known by the key; what a client says of its address is never believed.
+        proxy_headers=False,
+        backlog=BACKLOG,
+        # Longer than the minute for which load balancers and SDKs keep a connection in store:
+        # who closes first must not be us, or a request may be on its way.
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=DRAIN_S,
+    )
+    if settings.workers > 1:
+        return _run_processes(config, sockets, signals)
+    server = _Server(config, signals, on_ready, address_of(sockets))
+    try:
+        server.run(sockets=sockets)
+    except SystemExit:
+        # How uvicorn reports that the application did not start; why is in the log.
+        return True
+    return not server.started
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server in a process that has more to do once it has stopped."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        signals: Signals,
+        on_ready: Callable[[Callable[[], None]], None] | None,
+        address: str,
+    ) -> None:
+        super().__init__(config)
+        self._signals = signals
+        self._on_ready = on_ready
+        self._address = address
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            log.info("serving", address=self._address)
+            if self._on_ready is not None:
+                self._on_ready(self.stop)
+
+    def stop(self) -> None:
+        """Ask the server to stop, from whatever thread."""
+        self._signals.stopping = True
+        self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            # Impatience: what is in flight is broken off, and then booked like any other call
+            # that was. Leaving at once, as uvicorn would, leaves it to the reaper instead.
+            for task in list(self.server_state.tasks):
+                task.cancel()
+        self.stop()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn's own would raise the signal once more when the server has stopped, which ends
+        # the process before the database is stopped.
+        before = {n: signal.signal(n, self.handle_exit) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class _Processes(Multiprocess):
+    """uvicorn's supervisor, remembering whether it gave up because no process would start."""
+
+    def run(self) -> None:
+        super().run()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
+    @property
+    def failed(self) -> bool:
+        return any(process.exitcode == STARTUP_FAILURE for process in self.processes)
+
+
+def _run_processes(config: uvicorn.Config, sockets: list[socket.socket], signals: Signals) -> bool:
+    # Each process counts for itself; files are how /metrics adds the counts of all of them up.
+    counts = tempfile.mkdtemp(prefix="spendgate-metrics-")
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts
+    try:
+        log.info("serving", address=address_of(sockets), processes=config.workers)
+        processes = _Processes(config, sockets)
+        processes.run()
+        signals.stopping = True
+        return processes.failed
     finally:
-        for sock in sockets:
-            sock.close()
+        shutil.rmtree(counts, ignore_errors=True)
+
+
+def application() -> Litestar:
+    """Make the application of one serving process, from the environment."""
+    settings = Settings.from_env()
+    configure_log(settings.log_level, settings.log_format)
+    _stop_with_parent()
+    from app.main import from_environment
+
+    return from_environment()
+
+
+def _stop_with_parent() -> None:
+    """In a process of a supervisor: do not outlive it, or the port stays taken."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+if __name__ == "__main__":
+    main(prog_name="spendgate")

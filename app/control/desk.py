@@ -77,7 +77,7 @@ class Gate:
     async def admin(self, connection: AnyConnection, _: BaseRouteHandler) -> None:
         """Let admins in, and auditors who only look."""
         actor = await self._identify(connection)
-        looks = connection.scope["method"] in ("GET", "HEAD")
+        looks = _only_looks(connection)
         if actor.role != "admin" and not (actor.role == "auditor" and looks):
             raise Refused(403, "This needs an admin token.")
         connection.scope["user"] = actor
@@ -87,7 +87,7 @@ class Gate:
         actor = await self._identify(connection)
         if actor.member_id is None:
             raise Refused(403, "An admin token belongs to no member; use a member's own key.")
-        if actor.kind == "key" and connection.scope["method"] not in ("GET", "HEAD"):
+        if actor.kind == "key" and not _only_looks(connection):
             raise Refused(403, "A key only reads here; sign in to change something.")
         connection.scope["user"] = actor
 
@@ -143,6 +143,10 @@ def _bearer(connection: AnyConnection) -> str | None:
     return bearer.strip() or None if scheme.lower() == "bearer" else None
 
 
+def _only_looks(connection: AnyConnection) -> bool:
+    return connection.scope.get("method") in ("GET", "HEAD")
+
+
 class Change:
     """One transaction of one actor: what it writes, and the events that tell of it."""
 
@@ -191,9 +195,7 @@ class Desk:
         self.actor: Actor = request.user
         self.at = deps.clock()
         self.if_match: str | None = request.headers.get("if-match")
-        self.author = journal.Author(
-            self.actor.label, self.actor.id, request_id_of(request.scope)
-        )
+        self.author = journal.Author(self.actor.label, self.actor.id, request_id_of(request.scope))
         self._scope = request.scope
 
     @property

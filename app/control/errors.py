@@ -17,6 +17,8 @@ import msgspec
 import structlog
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
+from litestar.handlers import HTTPRouteHandler
+from litestar.openapi import ResponseSpec
 from litestar.types import ExceptionHandlersMap, Scope
 
 from app.ids import uuid7
@@ -45,6 +47,32 @@ class ProblemDocument(msgspec.Struct, frozen=True, kw_only=True):
     title: str
     detail: str
     errors: list[FieldError] = []
+
+
+PROBLEM_RESPONSES: Final = {
+    status: ResponseSpec(
+        ProblemDocument,
+        generate_examples=False,
+        description=description,
+        media_type=PROBLEM_JSON,
+    )
+    for status, description in (
+        (400, "The body or a parameter cannot be read"),
+        (401, "No credential, or none that is known"),
+        (403, "Not for this credential"),
+        (404, "There is no such thing"),
+        (409, "It contradicts what there is"),
+        (412, "It has been changed since it was read (`If-Match`)"),
+        (422, "A value that cannot be taken"),
+    )
+}
+
+
+def documented(handlers: list[HTTPRouteHandler]) -> list[HTTPRouteHandler]:
+    """Tell the OpenAPI document what errors of these handlers look like."""
+    for handler in handlers:
+        handler.responses = PROBLEM_RESPONSES
+    return handlers
 
 
 class Refused(HTTPException):

@@ -7,13 +7,17 @@ Invariants: no float ever takes part; an amount fits PostgreSQL's BIGINT; what w
 back with the same value.
 """
 
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, Inexact, InvalidOperation
 
 NANO_PER_USD = 1_000_000_000
 BIGINT_MAX = 2**63 - 1
 AMOUNT_NANO_MAX = 10**18
 """The largest cap: a billion USD. Sums of many amounts below it stay inside BIGINT."""
 AMOUNT_TOKENS_MAX = 10**18
+
+# Arithmetic that raises rather than lose a digit, with room for every amount that is allowed.
+_EXACT = Context(prec=40, traps=[Inexact, InvalidOperation])
+_NANO = Decimal("1e-9")
 
 
 class InvalidAmount(ValueError):
@@ -38,10 +42,10 @@ def usd_to_nano(value: Decimal | int | str) -> int:
         raise InvalidAmount("must be 0 or more USD")
     if amount > AMOUNT_NANO_MAX // NANO_PER_USD:
         raise InvalidAmount("must be at most 1000000000 USD")
-    nano = amount.scaleb(9)
-    if nano != nano.to_integral_value():
-        raise InvalidAmount("must have at most 9 decimal places")
-    return int(nano)
+    try:
+        return int(amount.quantize(_NANO, context=_EXACT).scaleb(9))
+    except Inexact:
+        raise InvalidAmount("must have at most 9 decimal places") from None
 
 
 def nano_to_usd(nano: int) -> str:

@@ -80,7 +80,7 @@ class Paths:
 
     def of(self, owners: Iterable[tuple[OwnerKind, str]], at: datetime) -> tuple[AccountKey, ...]:
         """Return the accounts of a path of owners, in its order."""
-        return tuple(self.account(owner, owner_id, at) for owner, owner_id in owners)
+        return tuple([self.account(owner, owner_id, at) for owner, owner_id in owners])
 
 
 def dearest(bundles: Sequence[Usage], price: Price | None) -> Usage:

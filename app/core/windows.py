@@ -5,10 +5,11 @@ alike. Owns no totals.
 
 Invariants: periods of one window neither overlap nor leave gaps; a period is half-open
 `[start, end)` in UTC; `lifetime` is one period without end. A day has 23 to 25 hours where the
-zone's clocks change.
+zone's clocks change; hours are counted from its midnight, so that they part the day whatever the
+clocks do meanwhile.
 """
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Literal
 from zoneinfo import ZoneInfo
 
@@ -17,6 +18,7 @@ import msgspec
 Window = Literal["hour", "day", "month", "lifetime"]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
 class Period(msgspec.Struct, frozen=True, gc=False):
@@ -34,21 +36,28 @@ def period_of(window: Window, at: datetime, zone: ZoneInfo) -> Period:
     """Return the period of `window` that the aware instant `at` falls in, by the zone's clock."""
     if window == "lifetime":
         return Period(EPOCH, None)
-    local = at.astimezone(zone)
-    if window == "hour":
-        # Local hours repeat or vanish when clocks change; elapsed hours, aligned to the zone's
-        # minutes, neither overlap nor leave gaps.
-        past = timedelta(minutes=local.minute, seconds=local.second, microseconds=local.microsecond)
-        start = at.astimezone(UTC) - past
-        return Period(start, start + timedelta(hours=1))
-    day = local.replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
+    shown = at.astimezone(zone).date()
+    # Clocks that change close to midnight show a date that is over, or that has not begun.
+    day = next(d for d in (shown, shown + DAY, shown - DAY) if _day(d, zone).holds(at))
+    if window == "month":
+        first = day.replace(day=1)
+        # 32 days from the first of any month lie in the next one.
+        return Period(_midnight(first, zone), _midnight((first + 32 * DAY).replace(day=1), zone))
+    period = _day(day, zone)
     if window == "day":
-        # Arithmetic on an aware datetime moves its wall clock: the next midnight, however far.
-        return Period(day.astimezone(UTC), (day + timedelta(days=1)).astimezone(UTC))
-    month = day.replace(day=1)
-    # 32 days from the first of any month lie in the next one.
-    following = (month + timedelta(days=32)).replace(day=1)
-    return Period(month.astimezone(UTC), following.astimezone(UTC))
+        return period
+    assert period.end is not None
+    start = at.astimezone(UTC) - (at - period.start) % HOUR
+    return Period(start, min(start + HOUR, period.end))
+
+
+def _midnight(day: date, zone: ZoneInfo) -> datetime:
+    """Return the first instant of a date: where midnight comes twice, the first of the two."""
+    return datetime.combine(day, time(), zone).astimezone(UTC)
+
+
+def _day(day: date, zone: ZoneInfo) -> Period:
+    return Period(_midnight(day, zone), _midnight(day + DAY, zone))
 
 
 class Calendar:

@@ -40,7 +40,7 @@ _CALL_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class Door:
-    """The ASGI application mounted at `/v1`."""
+    """The ASGI application of everything under `/v1/`."""
 
     def __init__(self, exchange: Exchange, database: Database, calendar: Calendar) -> None:
         self.exchange = exchange
@@ -50,10 +50,7 @@ class Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        path: str = scope.get("root_path", "") + scope["path"]
-        if not path.startswith("/v1"):
-            path = "/v1" + path
-        path = path.rstrip("/")
+        path: str = scope["path"].rstrip("/")
         try:
             endpoint = self._endpoints.get(path)
             if endpoint is not None and scope["method"] == "POST":

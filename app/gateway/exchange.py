@@ -399,7 +399,7 @@ class Exchange:
             ),
             path,
         )
-        metrics.CALLS.labels(call.endpoint.name, outcome).inc()
+        metrics.ended(call.endpoint.name, outcome)
         raise Refused(problem)
 
     # Forwarding
@@ -585,7 +585,7 @@ class Exchange:
         if answer is not None and settled.booking == "booked":
             # The answer is in the books with the call: nothing to release.
             call.answer_key = None
-        metrics.CALLS.labels(call.endpoint.name, outcome).inc()
+        metrics.ended(call.endpoint.name, outcome)
         if actual.nano is None:
             metrics.UNPRICED.labels(call.request.model).inc()
         return settled.standing

@@ -16,8 +16,19 @@ from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 import msgspec
-from sqlalchemy import ColumnElement, Select, Table, Text, cast, delete, func, insert, literal
-from sqlalchemy import select, update
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    Table,
+    Text,
+    cast,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 
@@ -230,9 +241,7 @@ members = Collection(
     schema.members,
     MemberRecord,
     select(
-        *_columns(
-            schema.members, "id", "email", "display_name", "role", "status", "created_at"
-        ),
+        *_columns(schema.members, "id", "email", "display_name", "role", "status", "created_at"),
         schema.members.c.password_hash.is_not(None).label("has_password"),
     ),
 )

@@ -17,6 +17,7 @@ import contextlib
 import functools
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from decimal import Decimal
 from typing import TypeVar
 
 import msgspec
@@ -27,7 +28,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from app.settings import sqlalchemy_url
 from app.store.schema import installation
-from decimal import Decimal
 
 Connection = AsyncConnection
 """What the functions of the store take, whether inside a transaction or a snapshot."""

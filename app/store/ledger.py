@@ -24,11 +24,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 import psycopg
 import structlog
+from psycopg.pq.abc import PGresult
 
 from app.core.ledger import (
     Account,
@@ -46,45 +47,46 @@ from app.core.ledger import (
     Meter,
     Settlement,
 )
-from app.core.refusals import Reason, Refusal
+from app.core.refusals import Outcome, Reason, Refusal
+from app.store.pipe import Command, Pipe
 from app.store.spool import Spool
 
 log = structlog.get_logger(__name__)
 
-LOCK_SQL = """
-SELECT id::text, used_tokens, used_nano, held_tokens, held_nano,
+LOCK_SQL = b"""
+SELECT id, used_tokens, used_nano, held_tokens, held_nano,
        unpriced_calls, overrun_tokens, overrun_nano
-FROM accounts WHERE id = ANY(%s::uuid[]) ORDER BY id FOR UPDATE
+FROM accounts WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE
 """
 
 # A statement of its own, after the locks: it sees everything that committed before they were won.
-READ_SQL = """
+READ_SQL = b"""
 WITH ended AS (
-    DELETE FROM holds WHERE call_id = ANY(%(settled)s::uuid[])
+    DELETE FROM holds WHERE call_id = ANY($1::uuid[])
     RETURNING call_id, account_ids, tokens, nano
 ), kept AS (
     SELECT call_id, account_ids, tokens, nano, facts, checkpoint, deadline < now() AS expired
-    FROM holds WHERE call_id = ANY(%(looked)s::uuid[]) FOR UPDATE
+    FROM holds WHERE call_id = ANY($2::uuid[]) FOR UPDATE
 )
 SELECT
     (SELECT directory_version FROM installation),
     (SELECT json_agg(json_build_object(
         'owner_id', owner_id, 'meter', meter, 'window', window_kind, 'amount', amount))::text
-     FROM limits WHERE owner_id = ANY(%(owners)s::uuid[])),
+     FROM limits WHERE owner_id = ANY($3::uuid[])),
     (SELECT json_agg(ended)::text FROM ended),
     (SELECT json_agg(kept)::text FROM kept)
 """
 
-BOOKED_SQL = """
-SELECT c.id::text, c.outcome, c.tokens, c.cost_nano,
+BOOKED_SQL = b"""
+SELECT c.id, c.outcome, c.tokens, c.cost_nano,
        EXISTS (SELECT FROM adjustments a
                WHERE a.call_id = c.id AND a.reason = 'late_settlement')
-FROM calls c WHERE c.id = ANY(%s::uuid[])
+FROM calls c WHERE c.id = ANY($1::uuid[])
 """
 
-ONE_SHOT_SQL = """
-SELECT id::text FROM keys
-WHERE id = ANY(%s::uuid[]) AND used_at IS NULL AND revoked_at IS NULL FOR UPDATE
+ONE_SHOT_SQL = b"""
+SELECT id FROM keys
+WHERE id = ANY($1::uuid[]) AND used_at IS NULL AND revoked_at IS NULL FOR UPDATE
 """
 
 _ACCOUNT_COLUMNS = (
@@ -104,45 +106,49 @@ WRITE_ACCOUNTS = f"""
 UPDATE accounts a SET used_tokens = v.used_tokens, used_nano = v.used_nano,
     held_tokens = v.held_tokens, held_nano = v.held_nano, unpriced_calls = v.unpriced_calls,
     overrun_tokens = v.overrun_tokens, overrun_nano = v.overrun_nano
-FROM json_to_recordset(%s::json) AS v({_ACCOUNT_COLUMNS}) WHERE a.id = v.id
-"""
-WRITE_HOLDS = """
+FROM json_to_recordset($1::json) AS v({_ACCOUNT_COLUMNS}) WHERE a.id = v.id
+""".encode()
+WRITE_HOLDS = b"""
 INSERT INTO holds (call_id, account_ids, tokens, nano, facts, deadline)
-SELECT call_id, account_ids, tokens, nano, facts, now() + %s
-FROM json_to_recordset(%s::json)
+SELECT call_id, account_ids, tokens, nano, facts, now() + $1::interval
+FROM json_to_recordset($2::json)
     AS v(call_id uuid, account_ids uuid[], tokens bigint, nano bigint, facts jsonb)
 """
 WRITE_CALLS = f"""
 INSERT INTO calls ({_CALL_NAMES})
-SELECT {_CALL_NAMES} FROM json_to_recordset(%s::json) AS v({_CALL_COLUMNS})
-"""
-CHANGE_HOLDS = """
-UPDATE holds h SET tokens = v.tokens, nano = v.nano, deadline = now() + %s
-FROM json_to_recordset(%s::json) AS v(call_id uuid, tokens bigint, nano bigint)
+SELECT {_CALL_NAMES} FROM json_to_recordset($1::json) AS v({_CALL_COLUMNS})
+""".encode()
+CHANGE_HOLDS = b"""
+UPDATE holds h SET tokens = v.tokens, nano = v.nano, deadline = now() + $1::interval
+FROM json_to_recordset($2::json) AS v(call_id uuid, tokens bigint, nano bigint)
 WHERE h.call_id = v.call_id
 """
-END_HOLDS = "DELETE FROM holds WHERE call_id = ANY(%s::uuid[])"
-WRITE_ADJUSTMENTS = """
+END_HOLDS = b"DELETE FROM holds WHERE call_id = ANY($1::uuid[])"
+WRITE_ADJUSTMENTS = b"""
 INSERT INTO adjustments (call_id, account_ids, tokens, nano, reason)
-SELECT call_id, account_ids, tokens, nano, reason FROM json_to_recordset(%s::json)
+SELECT call_id, account_ids, tokens, nano, reason FROM json_to_recordset($1::json)
     AS v(call_id uuid, account_ids uuid[], tokens bigint, nano bigint, reason text)
 """
 # The answer is kept in the transaction that books the call: replayed if booked, only if booked.
-WRITE_ANSWERS = """
+WRITE_ANSWERS = b"""
 UPDATE answers a SET status_code = v.status_code, headers = v.headers,
     body = decode(v.body, 'base64')
-FROM json_to_recordset(%s::json)
+FROM json_to_recordset($1::json)
     AS v(call_id uuid, key_id uuid, status_code integer, headers jsonb, body text)
 WHERE a.key_id = v.key_id AND a.call_id = v.call_id
 """
-USE_KEYS = "UPDATE keys SET used_at = now() WHERE id = ANY(%s::uuid[])"
+USE_KEYS = b"UPDATE keys SET used_at = now() WHERE id = ANY($1::uuid[])"
 
-NEW_ACCOUNTS = """
+NEW_ACCOUNTS = b"""
 INSERT INTO accounts (id, owner, owner_id, window_kind, period_start, period_end)
-SELECT * FROM json_to_recordset(%s::json)
+SELECT * FROM json_to_recordset($1::json)
     AS v(id uuid, owner text, owner_id uuid, "window" text, start timestamptz, "end" timestamptz)
 ORDER BY id ON CONFLICT DO NOTHING
 """
+
+MAKE_PARTITION = b"SELECT ensure_calls_partition($1::timestamptz)"
+OPTIONS = "-c lock_timeout=4s -c idle_in_transaction_session_timeout=10s"
+"""A replica that stalls with locks in its hands must not stall the others."""
 
 encode = msgspec.json.Encoder(decimal_format="number").encode
 _decode_limits = msgspec.json.Decoder(list[Limit] | None).decode
@@ -297,8 +303,8 @@ class Ledger:
         self.operations = 0
         self._queue: deque[_Op] = deque()
         self._wake = asyncio.Event()
-        self._connection: psycopg.AsyncConnection[Any] | None = None
-        self._deadline = f"{hold_deadline_s} seconds"
+        self._pipe: Pipe | None = None
+        self._deadline = f"{hold_deadline_s} seconds".encode()
         self._tasks: list[asyncio.Task[None]] = []
         self._down_since: float | None = None
         self._stopping = False
@@ -396,7 +402,7 @@ class Ledger:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            if self._connection is None and not await self._connect():
+            if self._pipe is None and not await self._connect():
                 self._shed()
                 if self._stopping and not self._queue:
                     return
@@ -457,8 +463,8 @@ class Ledger:
             await self._run_batch([op])
 
     async def _commit(self, batch: list[_Op]) -> None:
-        connection = self._connection
-        assert connection is not None
+        pipe = self._pipe
+        assert pipe is not None
         accounts: dict[str, AccountKey | None] = {}
         owners: set[str] = set()
         settled: list[str] = []
@@ -488,33 +494,41 @@ class Ledger:
                         accounts.setdefault(account_id, None)
                     looked.append(op.call_id)
                     careful.append(op.call_id)
-        rows, read, usable = await self._lock_and_read(
-            connection, list(accounts), list(owners), settled, looked, one_shots
-        )
-        if len(rows) < len(accounts):
+        commands: list[Command] = [
+            (b"BEGIN", ()),
+            (LOCK_SQL, [_array(accounts)]),
+            (READ_SQL, [_array(settled), _array(looked), _array(owners)]),
+        ]
+        if one_shots:
+            commands.append((ONE_SHOT_SQL, [_array(one_shots)]))
+        _, locked, read, *keys = await pipe.run(commands)
+        found_accounts = [_account(locked, row) for row in range(locked.ntuples)]
+        if len(found_accounts) < len(accounts):
             await self._rollback()
+            known = {account.id for account in found_accounts}
             await self._create_accounts(
-                [key for id, key in accounts.items() if key is not None], rows
+                [key for key in accounts.values() if key is not None and key.id not in known]
             )
             self._queue.extendleft(reversed(batch))
             return
-        version: int = read[0]
-        ended = _decode_holds(read[2] or "null") or []
+        usable = {_text(keys[0], row) for row in range(keys[0].ntuples)} if keys else set()
+        version = int(read.get_value(0, 0) or b"0")
+        ended = _decode_holds(read.get_value(0, 2) or b"null") or []
         holds = [wire.hold() for wire in ended]
-        holds += [wire.hold() for wire in _decode_holds(read[3] or "null") or []]
-        found = {hold.call_id for hold in holds}
+        holds += [wire.hold() for wire in _decode_holds(read.get_value(0, 3) or b"null") or []]
         booked: list[Booked] = []
-        doubtful = [id for id in expected if id not in found] + careful
+        # Only then can the books already have a call: it has no hold (any more), or it comes again.
+        ended_ids = {wire.call_id for wire in ended}
+        doubtful = [id for id in expected if id not in ended_ids] + careful
         if doubtful:
-            cursor = await connection.execute(BOOKED_SQL, [doubtful])
-            booked = [Booked(*row) for row in await cursor.fetchall()]
-        books = Books(
-            [Account(*row) for row in rows], _decode_limits(read[1] or "null") or [], holds, booked
-        )
+            [found] = await pipe.run([(BOOKED_SQL, [_array(doubtful)])])
+            booked = [_booked(found, row) for row in range(found.ntuples)]
+        limits = _decode_limits(read.get_value(0, 1) or b"null") or []
+        books = Books(found_accounts, limits, holds, booked)
         answers: list[dict[str, object]] = []
         used_keys: list[str] = []
         results = self._decide(batch, books, version, usable, used_keys, answers)
-        await self._write(connection, books, used_keys, answers)
+        await pipe.run(self._writes(books, used_keys, answers))
         self.batches += 1
         self.operations += len(batch)
         for op, result in results:
@@ -530,29 +544,6 @@ class Ledger:
         for key in path:
             accounts[key.id] = key
             owners.add(key.owner_id)
-
-    async def _lock_and_read(
-        self,
-        connection: psycopg.AsyncConnection[Any],
-        accounts: list[str],
-        owners: list[str],
-        settled: list[str],
-        looked: list[str],
-        one_shots: list[str],
-    ) -> tuple[list[Any], Any, set[str]]:
-        async with connection.pipeline():
-            await connection.execute("BEGIN")
-            locked = await connection.execute(LOCK_SQL, [accounts])
-            read = await connection.execute(
-                READ_SQL, {"settled": settled, "looked": looked, "owners": owners}
-            )
-            keys = None
-            if one_shots:
-                keys = await connection.execute(ONE_SHOT_SQL, [one_shots])
-        rows = await locked.fetchall()
-        found = await read.fetchone()
-        usable = {row[0] for row in await keys.fetchall()} if keys is not None else set()
-        return rows, found, usable
 
     def _decide(
         self,
@@ -600,67 +591,54 @@ class Ledger:
             results.append((op, result))
         return results
 
-    async def _write(
-        self,
-        connection: psycopg.AsyncConnection[Any],
-        books: Books,
-        used_keys: list[str],
-        answers: list[dict[str, object]],
-    ) -> None:
-        execute = connection.execute
-        async with connection.pipeline():
-            if books.touched:
-                touched = [books.accounts[id] for id in books.touched]
-                await execute(WRITE_ACCOUNTS, [encode(touched).decode()])
-            if books.new_holds:
-                rows = [_hold_row(hold) for hold in books.new_holds.values()]
-                await execute(WRITE_HOLDS, [self._deadline, encode(rows).decode()])
-            if books.calls:
-                calls = [_call_row(row) for row in books.calls]
-                await execute(WRITE_CALLS, [encode(calls).decode()])
-            if books.changed_holds:
-                changed = encode(list(books.changed_holds.values())).decode()
-                await execute(CHANGE_HOLDS, [self._deadline, changed])
-            if books.ended_holds:
-                await execute(END_HOLDS, [list(books.ended_holds)])
-            if books.adjustments:
-                await execute(WRITE_ADJUSTMENTS, [encode(books.adjustments).decode()])
-            if answers:
-                await execute(WRITE_ANSWERS, [encode(answers).decode()])
-            if used_keys:
-                await execute(USE_KEYS, [used_keys])
-            await execute("COMMIT")
+    def _writes(
+        self, books: Books, used_keys: list[str], answers: list[dict[str, object]]
+    ) -> list[Command]:
+        commands: list[Command] = []
+        if books.touched:
+            touched = [books.accounts[id] for id in books.touched]
+            commands.append((WRITE_ACCOUNTS, [encode(touched)]))
+        if books.new_holds:
+            rows = [_hold_row(hold) for hold in books.new_holds.values()]
+            commands.append((WRITE_HOLDS, [self._deadline, encode(rows)]))
+        if books.calls:
+            commands.append((WRITE_CALLS, [encode([_call_row(row) for row in books.calls])]))
+        if books.changed_holds:
+            changed = encode(list(books.changed_holds.values()))
+            commands.append((CHANGE_HOLDS, [self._deadline, changed]))
+        if books.ended_holds:
+            commands.append((END_HOLDS, [_array(books.ended_holds)]))
+        if books.adjustments:
+            commands.append((WRITE_ADJUSTMENTS, [encode(books.adjustments)]))
+        if answers:
+            commands.append((WRITE_ANSWERS, [encode(answers)]))
+        if used_keys:
+            commands.append((USE_KEYS, [_array(used_keys)]))
+        commands.append((b"COMMIT", ()))
+        return commands
 
     # Around the loop
 
     async def _connect(self) -> bool:
         try:
-            self._connection = await psycopg.AsyncConnection.connect(
-                self.dsn,
-                autocommit=True,
-                prepare_threshold=0,
-                connect_timeout=3,
-                # A replica that stalls with locks in its hands must not stall the others.
-                options="-c lock_timeout=4s -c idle_in_transaction_session_timeout=10s",
-            )
+            self._pipe = await Pipe.open(self.dsn, options=OPTIONS)
         except (psycopg.Error, OSError) as error:
-            self._connection = None
             self._went_down()
             log.debug("ledger_connect_failed", error=type(error).__name__)
             return False
         return True
 
     async def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
             with contextlib.suppress(Exception):
-                await connection.close()
+                await pipe.close()
 
     async def _rollback(self) -> None:
-        if self._connection is None:
+        if self._pipe is None:
             return
         try:
-            await self._connection.execute("ROLLBACK")
+            await self._pipe.run([(b"ROLLBACK", ())])
         except (psycopg.Error, OSError):
             await self._disconnect()
 
@@ -690,23 +668,20 @@ class Ledger:
         else:
             op.fail(LedgerUnavailable())
 
-    async def _create_accounts(self, keys: Sequence[AccountKey], found: Sequence[Any]) -> None:
+    async def _create_accounts(self, missing: Sequence[AccountKey]) -> None:
         """Create the accounts of a period's first calls, in a transaction of their own.
 
         Inserting them while others are locked would lock out of order.
         """
-        known = {row[0] for row in found}
-        missing = [key for key in keys if key.id not in known]
-        assert self._connection is not None
-        await self._connection.execute(NEW_ACCOUNTS, [encode(missing).decode()])
+        assert self._pipe is not None
+        await self._pipe.run([(NEW_ACCOUNTS, [encode(missing)])])
 
     async def _make_partitions(self, batch: Iterable[_Op]) -> None:
-        assert self._connection is not None
-        months = {op.settlement.facts.started_at for op in batch if isinstance(op, _Settle)} | {
-            datetime.now(UTC)
-        }
+        assert self._pipe is not None
+        months = {op.settlement.facts.started_at for op in batch if isinstance(op, _Settle)}
+        months.add(datetime.now(UTC))
         for month in months:
-            await self._connection.execute("SELECT ensure_calls_partition(%s)", [month])
+            await self._pipe.run([(MAKE_PARTITION, [month.isoformat().encode()])])
 
     async def _replay_spool(self) -> None:
         """Hand spooled settlements to the loop once PostgreSQL is back."""
@@ -751,10 +726,35 @@ class Ledger:
                         " checkpoint = coalesce(v.checkpoint, h.checkpoint)"
                         " FROM json_to_recordset(%s::json) AS v(call_id uuid, checkpoint jsonb)"
                         " WHERE h.call_id = v.call_id",
-                        [self._deadline, encode(rows).decode()],
+                        [self._deadline.decode(), encode(rows).decode()],
                     )
             except (psycopg.Error, OSError) as error:
                 log.warning("holds_not_refreshed", error=type(error).__name__)
+
+
+def _array(ids: Iterable[str]) -> bytes:
+    """Write ids as an array literal; they are UUIDs, so nothing needs quoting."""
+    return b"{" + ",".join(ids).encode() + b"}"
+
+
+def _text(result: PGresult, row: int, column: int = 0) -> str:
+    return (result.get_value(row, column) or b"").decode()
+
+
+def _account(result: PGresult, row: int) -> Account:
+    value = result.get_value
+    return Account(_text(result, row), *(int(value(row, column) or 0) for column in range(1, 8)))
+
+
+def _booked(result: PGresult, row: int) -> Booked:
+    nano = result.get_value(row, 3)
+    return Booked(
+        _text(result, row),
+        cast(Outcome, _text(result, row, 1)),
+        int(_text(result, row, 2)),
+        None if nano is None else int(nano),
+        _text(result, row, 4) == "t",
+    )
 
 
 def _standing(books: Books, path: Sequence[AccountKey]) -> Standing:

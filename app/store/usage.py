@@ -157,9 +157,7 @@ def _between(since: datetime | None, until: datetime | None) -> list[ColumnEleme
 
 
 def _equal(equal: Mapping[str, str | None]) -> list[ColumnElement[bool]]:
-    return [
-        schema.calls.c[column] == value for column, value in equal.items() if value is not None
-    ]
+    return [schema.calls.c[column] == value for column, value in equal.items() if value is not None]
 
 
 # Standing
@@ -278,9 +276,7 @@ async def key_document(
     return msgspec.structs.asdict(document)
 
 
-def _key_standing(
-    record: AllocationRecord, account: Account | None, period: Period
-) -> KeyStanding:
+def _key_standing(record: AllocationRecord, account: Account | None, period: Period) -> KeyStanding:
     known = account if account is not None else Account("")
     left: dict[Meter, int | None] = {"tokens": None, "usd": None}
     for meter in left:
@@ -288,9 +284,7 @@ def _key_standing(
         if cap is not None:
             left[meter] = max(0, cap - known.used(meter) - known.held(meter))
     shown = msgspec.structs.asdict(standing(record, account, period))
-    return KeyStanding(
-        **shown, tokens_remaining=left["tokens"], cost_remaining=_usd(left["usd"])
-    )
+    return KeyStanding(**shown, tokens_remaining=left["tokens"], cost_remaining=_usd(left["usd"]))
 
 
 def _usd(nano: int | None) -> str | None:
@@ -320,11 +314,11 @@ class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
 
     day: date | UnsetType = UNSET
     member_id: str | UnsetType = UNSET
-    member_email: str | None | UnsetType = UNSET
-    allocation_id: str | None | UnsetType = UNSET
-    allocation_name: str | None | UnsetType = UNSET
+    member_email: str | UnsetType | None = UNSET
+    allocation_id: str | UnsetType | None = UNSET
+    allocation_name: str | UnsetType | None = UNSET
     key_id: str | UnsetType = UNSET
-    key_name: str | None | UnsetType = UNSET
+    key_name: str | UnsetType | None = UNSET
     model: str | UnsetType = UNSET
     endpoint: str | UnsetType = UNSET
     calls: int

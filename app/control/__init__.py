@@ -1,0 +1,50 @@
+"""The control plane: `/api/*`, where admins set up and members look.
+
+Owns the protocol of it: who is let in (`desk`), what bodies and documents look like (`wire`,
+`admin`, `reports`), and how it says no (`errors`). Owns no SQL and no rule of the ledger.
+
+A change takes one path: the gate names the actor, the handler checks single values, and one
+transaction checks them against what there is, writes, and leaves the audit event.
+
+Invariants: every write is audited in its own transaction; every answer carries `x-request-id`;
+every error is an RFC 9457 document.
+"""
+
+from litestar import Router
+from litestar.di import Provide
+
+from app.control.admin import admin_routers
+from app.control.desk import ControlDeps, Envelope, Gate, desk_for
+from app.control.errors import (
+    BODY_BYTES_MAX,
+    CONTROL_EXCEPTION_HANDLERS,
+)
+from app.control.reports import me_router, report_router
+from app.control.wire import Document, StrictRequest
+
+__all__ = ["CONTROL_EXCEPTION_HANDLERS", "ControlDeps", "control_router"]
+
+
+def control_router(deps: ControlDeps) -> Router:
+    """Make the router of `/api`.
+
+    The application needs `CONTROL_EXCEPTION_HANDLERS` as well: a path that leads nowhere, or a
+    method that it does not take, never reaches a router.
+    """
+    gate = Gate(deps)
+    return Router(
+        "/api",
+        route_handlers=[
+            Router(
+                "/admin", route_handlers=[*admin_routers(), report_router()], guards=[gate.admin]
+            ),
+            Router("/me", route_handlers=[me_router()], guards=[gate.me]),
+        ],
+        dependencies={"desk": Provide(desk_for(deps))},
+        exception_handlers=CONTROL_EXCEPTION_HANDLERS,
+        middleware=[Envelope()],
+        request_class=StrictRequest,
+        response_class=Document,
+        request_max_body_size=BODY_BYTES_MAX,
+        security=[{"bearer": []}],
+    )

@@ -1,0 +1,996 @@
+"""What admins set up: providers, models, prices, members, allocations and keys.
+
+Owns the bodies they send, which of them fit what there is, and the audit events of each change.
+Owns no SQL (see `store.catalogue`), no check of a single value (see `wire`) and no secret for
+longer than one request.
+
+Invariants:
+
+- Every field of a body is stored and shown again, or the body is refused. PATCH: an absent field is
+  unchanged, null clears.
+- Every change leaves its event in the same transaction, and a change of nothing leaves none.
+- A provider's credential is in no answer. A key's secret is in the answer that makes it, only.
+- No two allocations of one key share a model, whichever of the two is changed.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Final, Literal, TypeVar
+from uuid import UUID
+
+import msgspec
+from argon2 import PasswordHasher
+from litestar import Router, get, patch, post
+from litestar.di import NamedDependency
+from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath, FromQuery, JSONBody
+from msgspec import UNSET, UnsetType
+
+from app.control import wire
+from app.control.desk import Change, Desk
+from app.control.errors import documented, invalid, taken, unknown
+from app.control.wire import Input, Page
+from app.core.access import (
+    Allocation,
+    AllocationStatus,
+    MemberStatus,
+    OutagePolicy,
+    OverrunPolicy,
+    ProviderKind,
+    Role,
+    UnpricedPolicy,
+    shared_model,
+)
+from app.core.ledger import Meter, account_key
+from app.core.metering import UNITS
+from app.core.money import nano_to_usd
+from app.core.pricing import InvalidRates, Rate, check_rates
+from app.ids import uuid7
+from app.store import catalogue, usage
+from app.store.catalogue import (
+    AllocationRecord,
+    Collection,
+    KeyRecord,
+    MemberRecord,
+    ModelRecord,
+    PriceRecord,
+    ProviderRecord,
+)
+from app.store.vault import hint_of, new_key
+
+Record = TypeVar("Record", bound=msgspec.Struct)
+
+EndpointName = Literal[
+    "chat/completions",
+    "embeddings",
+    "ocr",
+    "audio/speech",
+    "audio/transcriptions",
+    "realtime",
+    "responses",
+    "messages",
+    "images/generations",
+    "moderations",
+]
+
+TOKENS_MAX: Final = 10**9
+IMAGE_TOKENS_MAX: Final = 10**6
+
+_hasher: Final = PasswordHasher()
+
+
+# What all of them do
+
+
+async def _page(
+    desk: Desk,
+    collection: Collection[Record],
+    cursor: str | None,
+    limit: int,
+    **equal: str | None,
+) -> Page[Record]:
+    """Return a page of a collection."""
+    by_slug = collection.key.key == "slug"
+    key = str(collection.key.key)
+    after = wire.after(cursor, wire.is_slug) if by_slug else wire.after(cursor)
+    async with desk.deps.database.snapshot() as connection:
+        records = await collection.page(
+            connection, after=after, limit=wire.page_limit(limit) + 1, equal=equal
+        )
+    return wire.paged(records, limit, lambda record: str(getattr(record, key)))
+
+
+async def _shown(desk: Desk, collection: Collection[Record], key: str, what: str) -> Record:
+    """Return one record of a collection."""
+    async with desk.deps.database.snapshot() as connection:
+        record = await collection.find(connection, key)
+    if record is None:
+        raise unknown(what)
+    desk.tag(record)
+    return record
+
+
+async def _current(change: Change, collection: Collection[Record], key: str, what: str) -> Record:
+    """Return a record that is about to be changed, as the client expects it to be."""
+    record = await collection.find(change.connection, key)
+    if record is None:
+        raise unknown(what)
+    change.expect(record)
+    return record
+
+
+async def _again(change: Change, collection: Collection[Record], key: str) -> Record:
+    """Return what is stored now."""
+    record = await collection.find(change.connection, key)
+    assert record is not None, "rows of the catalogue are never deleted"
+    change.desk.tag(record)
+    return record
+
+
+async def _update(
+    change: Change,
+    collection: Collection[Record],
+    what: str,
+    record: Record,
+    values: Mapping[str, object],
+    *,
+    reason: str | None = None,
+) -> Record:
+    """Store what differs, record `<what>_updated` with just that, and return what is stored."""
+    key = str(getattr(record, str(collection.key.key)))
+    values = {name: value for name, value in values.items() if value != getattr(record, name)}
+    if values:
+        await collection.change(change.connection, key, values)
+        before = {name: getattr(record, name) for name in values}
+        await change.record(
+            f"{what}_updated", what, key, before=before, after=values, reason=reason
+        )
+    return await _again(change, collection, key)
+
+
+def _given(**values: object) -> dict[str, object]:
+    """Return the fields that a PATCH names."""
+    return {name: value for name, value in values.items() if value is not UNSET}
+
+
+# Providers
+
+
+class ProviderInput(Input):
+    """A provider to add."""
+
+    name: str
+    kind: ProviderKind
+    base_url: str
+    api_key: str | None = None
+
+
+class ProviderPatch(Input):
+    """What to change of a provider."""
+
+    name: str | UnsetType = UNSET
+    kind: ProviderKind | UnsetType = UNSET
+    base_url: str | UnsetType = UNSET
+    api_key: str | UnsetType | None = UNSET
+
+
+@post("/providers", summary="Add a provider")
+async def add_provider(
+    data: JSONBody[ProviderInput], desk: NamedDependency[Desk]
+) -> ProviderRecord:
+    """The credential is stored encrypted and never shown again."""
+    id = uuid7()
+    name = wire.text("name", data.name)
+    base_url = wire.base_url(data.base_url)
+    sealed: bytes | None = None
+    if data.api_key is not None:
+        sealed = desk.deps.vault.seal(wire.secret("api_key", data.api_key), id, 1)
+
+    async def work(change: Change) -> ProviderRecord:
+        await _free_provider_name(change, name)
+        await catalogue.providers.add(
+            change.connection,
+            id=id,
+            name=name,
+            kind=data.kind,
+            base_url=base_url,
+            credential=sealed,
+            credential_version=1,
+        )
+        added = await _again(change, catalogue.providers, id)
+        await change.record("provider_created", "provider", id, after=added)
+        return added
+
+    return await desk.write(work)
+
+
+@get("/providers", summary="List providers, newest first")
+async def list_providers(
+    desk: NamedDependency[Desk],
+    cursor: FromQuery[str | None] = None,
+    limit: FromQuery[int] = wire.PAGE_DEFAULT,
+) -> Page[ProviderRecord]:
+    return await _page(desk, catalogue.providers, cursor, limit)
+
+
+@get("/providers/{id:str}", summary="Show a provider")
+async def show_provider(id: FromPath[str], desk: NamedDependency[Desk]) -> ProviderRecord:
+    return await _shown(desk, catalogue.providers, wire.path_id(id, "provider"), "provider")
+
+
+@patch("/providers/{id:str}", summary="Rename or move a provider, or rotate its credential")
+async def change_provider(
+    id: FromPath[str], data: JSONBody[ProviderPatch], desk: NamedDependency[Desk]
+) -> ProviderRecord:
+    provider_id = wire.path_id(id, "provider")
+    values = _given(kind=data.kind)
+    if data.name is not UNSET:
+        values["name"] = wire.text("name", data.name)
+    if data.base_url is not UNSET:
+        values["base_url"] = wire.base_url(data.base_url)
+    api_key = data.api_key
+    if isinstance(api_key, str):
+        wire.secret("api_key", api_key)
+
+    async def work(change: Change) -> ProviderRecord:
+        provider = await _current(change, catalogue.providers, provider_id, "provider")
+        if values.get("name", provider.name) != provider.name:
+            await _free_provider_name(change, str(values["name"]))
+        if api_key is not UNSET:
+            await _rotate_credential(change, provider, api_key)
+        return await _update(change, catalogue.providers, "provider", provider, values)
+
+    return await desk.write(work)
+
+
+async def _free_provider_name(change: Change, name: str) -> None:
+    if await catalogue.provider_named(change.connection, name) is not None:
+        raise taken("name", f"{name!r} is another provider's")
+
+
+async def _rotate_credential(change: Change, provider: ProviderRecord, api_key: str | None) -> None:
+    version = await catalogue.credential_version(change.connection, provider.id) + 1
+    vault = change.desk.deps.vault
+    sealed = None if api_key is None else vault.seal(api_key, provider.id, version)
+    await catalogue.providers.change(
+        change.connection, provider.id, {"credential": sealed, "credential_version": version}
+    )
+    await change.record(
+        "provider_credential_updated",
+        "provider",
+        provider.id,
+        before={"has_credential": provider.has_credential},
+        after={"has_credential": sealed is not None},
+    )
+
+
+# Models
+
+
+class ModelInput(Input):
+    """A model to add. No `endpoints`: it may be called by any."""
+
+    slug: str
+    provider_id: UUID
+    upstream_model: str | None = None
+    endpoints: list[EndpointName] | None = None
+    context_window: int | None = None
+    max_output_tokens: int | None = None
+    bytes_per_token: int = 2
+    image_tokens_max: int = 3000
+
+
+class ModelPatch(Input):
+    """What to change of a model; its name stays."""
+
+    provider_id: UUID | UnsetType = UNSET
+    upstream_model: str | UnsetType | None = UNSET
+    endpoints: list[EndpointName] | UnsetType | None = UNSET
+    context_window: int | UnsetType | None = UNSET
+    max_output_tokens: int | UnsetType | None = UNSET
+    bytes_per_token: int | UnsetType = UNSET
+    image_tokens_max: int | UnsetType = UNSET
+
+
+@post("/models", summary="Add a model")
+async def add_model(data: JSONBody[ModelInput], desk: NamedDependency[Desk]) -> ModelRecord:
+    """Without `upstream_model` the provider knows the model by its slug."""
+    slug = wire.slug("slug", data.slug)
+    values = _model_values(slug, {f: getattr(data, f) for f in ModelPatch.__struct_fields__})
+
+    async def work(change: Change) -> ModelRecord:
+        await _known_provider(change, values)
+        if await catalogue.models.find(change.connection, slug) is not None:
+            raise taken("slug", f"{slug!r} is another model's")
+        await catalogue.models.add(change.connection, slug=slug, **values)
+        added = await _again(change, catalogue.models, slug)
+        await change.record("model_created", "model", slug, after=added)
+        return added
+
+    return await desk.write(work)
+
+
+@get("/models", summary="List models, by name")
+async def list_models(
+    desk: NamedDependency[Desk],
+    cursor: FromQuery[str | None] = None,
+    limit: FromQuery[int] = wire.PAGE_DEFAULT,
+    provider_id: FromQuery[str | None] = None,
+) -> Page[ModelRecord]:
+    provider = wire.id_filter("provider_id", provider_id)
+    return await _page(desk, catalogue.models, cursor, limit, provider_id=provider)
+
+
+@get("/models/{slug:path}", summary="Show a model")
+async def show_model(slug: FromPath[str], desk: NamedDependency[Desk]) -> ModelRecord:
+    return await _shown(desk, catalogue.models, wire.path_slug(slug), "model")
+
+
+@patch("/models/{slug:path}", summary="Change a model")
+async def change_model(
+    slug: FromPath[str], data: JSONBody[ModelPatch], desk: NamedDependency[Desk]
+) -> ModelRecord:
+    name = wire.path_slug(slug)
+    values = _model_values(name, _given(**msgspec.structs.asdict(data)))
+
+    async def work(change: Change) -> ModelRecord:
+        model = await _current(change, catalogue.models, name, "model")
+        await _known_provider(change, values)
+        return await _update(change, catalogue.models, "model", model, values)
+
+    return await desk.write(work)
+
+
+def _model_values(slug: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Check what is said of a model."""
+    values: dict[str, Any] = {}
+    for field, value in given.items():
+        match field:
+            case "provider_id":
+                values[field] = str(value)
+            case "upstream_model":
+                values[field] = slug if value is None else wire.text(field, value)
+            case "endpoints":
+                values[field] = None if value is None else wire.distinct(field, value)
+            case "bytes_per_token":
+                values[field] = wire.whole(field, value, 1, 8)
+            case "image_tokens_max":
+                values[field] = wire.whole(field, value, 1, IMAGE_TOKENS_MAX)
+            case _:
+                values[field] = None if value is None else wire.whole(field, value, 1, TOKENS_MAX)
+    return values
+
+
+async def _known_provider(change: Change, values: Mapping[str, Any]) -> None:
+    provider_id = values.get("provider_id")
+    if provider_id is None:
+        return
+    if await catalogue.providers.find(change.connection, provider_id) is None:
+        raise invalid("provider_id", "is no provider's")
+
+
+# Prices
+
+
+class RateInput(Input):
+    """`usd` for every `per` of one unit, exactly as written: a decimal string or a number."""
+
+    unit: str
+    usd: Decimal
+    per: int = 1
+
+
+class PriceInput(Input):
+    """A version of a model's rates, from now on or from another instant."""
+
+    model: str
+    rates: list[RateInput]
+    effective_from: datetime | None = None
+
+
+class PriceDocument(PriceRecord, frozen=True, kw_only=True):
+    """A version of a model's rates, and whether calls are priced by it now."""
+
+    in_force: bool
+
+
+@post("/prices", summary="Add a version of a model's rates")
+async def add_price(data: JSONBody[PriceInput], desk: NamedDependency[Desk]) -> PriceDocument:
+    """Prices are never edited: a wrong one is followed by a right one."""
+    id = uuid7()
+    rates = [Rate(rate.unit, rate.usd, rate.per) for rate in data.rates]
+    try:
+        check_rates(rates, UNITS)
+    except InvalidRates as error:
+        raise invalid("rates", f"cannot make a price: {error}") from None
+    rates = [Rate(rate.unit, _plain(rate.usd), rate.per) for rate in rates]
+    from_ = desk.at
+    if data.effective_from is not None:
+        from_ = wire.instant("effective_from", data.effective_from)
+
+    async def work(change: Change) -> PriceDocument:
+        connection = change.connection
+        if await catalogue.unknown_models(connection, [wire.text("model", data.model)]):
+            raise invalid("model", f"{data.model[:200]!r} is no model's slug")
+        if await catalogue.has_price(connection, data.model, from_):
+            raise taken("effective_from", "is that of another price of this model")
+        await catalogue.add_price(
+            connection, id=id, model=data.model, effective_from=from_, rates=rates
+        )
+        added = await _again(change, catalogue.prices, id)
+        await change.record("price_created", "price", id, after=added)
+        in_force = await catalogue.prices_in_force(connection, [data.model], change.at)
+        return _price(added, in_force)
+
+    return await desk.write(work)
+
+
+@get("/prices", summary="List prices, newest first")
+async def list_prices(
+    desk: NamedDependency[Desk],
+    cursor: FromQuery[str | None] = None,
+    limit: FromQuery[int] = wire.PAGE_DEFAULT,
+    model: FromQuery[str | None] = None,
+) -> Page[PriceDocument]:
+    page = await _page(
+        desk, catalogue.prices, cursor, limit, model=wire.text_filter("model", model)
+    )
+    slugs = sorted({price.model for price in page.items})
+    async with desk.deps.database.snapshot() as connection:
+        in_force = await catalogue.prices_in_force(connection, slugs, desk.at)
+    return Page([_price(price, in_force) for price in page.items], page.next)
+
+
+def _price(price: PriceRecord, in_force: frozenset[str]) -> PriceDocument:
+    return PriceDocument(**msgspec.structs.asdict(price), in_force=price.id in in_force)
+
+
+def _plain(usd: Decimal) -> Decimal:
+    """Write a rate without an exponent and without zeros that say nothing."""
+    return Decimal(format(usd.normalize(), "f"))
+
+
+# Members
+
+
+class MemberInput(Input):
+    """A member to add; without a password they cannot sign in with one."""
+
+    email: str
+    display_name: str = ""
+    role: Role = "member"
+    password: str | None = None
+
+
+class MemberPatch(Input):
+    """What to change of a member."""
+
+    email: str | UnsetType = UNSET
+    display_name: str | UnsetType = UNSET
+    role: Role | UnsetType = UNSET
+    status: MemberStatus | UnsetType = UNSET
+    password: str | UnsetType | None = UNSET
+
+
+@post("/members", summary="Add a member")
+async def add_member(data: JSONBody[MemberInput], desk: NamedDependency[Desk]) -> MemberRecord:
+    id = uuid7()
+    email = wire.email(data.email)
+    display_name = wire.text("display_name", data.display_name, least=0)
+    password_hash = await _password_hash(data.password)
+
+    async def work(change: Change) -> MemberRecord:
+        await _free_email(change, email, None)
+        await catalogue.members.add(
+            change.connection,
+            id=id,
+            email=email,
+            display_name=display_name,
+            role=data.role,
+            password_hash=password_hash,
+        )
+        added = await _again(change, catalogue.members, id)
+        await change.record("member_created", "member", id, after=added)
+        return added
+
+    return await desk.write(work)
+
+
+@get("/members", summary="List members, newest first")
+async def list_members(
+    desk: NamedDependency[Desk],
+    cursor: FromQuery[str | None] = None,
+    limit: FromQuery[int] = wire.PAGE_DEFAULT,
+) -> Page[MemberRecord]:
+    return await _page(desk, catalogue.members, cursor, limit)
+
+
+@get("/members/{id:str}", summary="Show a member")
+async def show_member(id: FromPath[str], desk: NamedDependency[Desk]) -> MemberRecord:
+    return await _shown(desk, catalogue.members, wire.path_id(id, "member"), "member")
+
+
+@patch("/members/{id:str}", summary="Change a member")
+async def change_member(
+    id: FromPath[str], data: JSONBody[MemberPatch], desk: NamedDependency[Desk]
+) -> MemberRecord:
+    """The keys of a disabled member stop working at once, everywhere."""
+    member_id = wire.path_id(id, "member")
+    values = _given(role=data.role, status=data.status)
+    if data.email is not UNSET:
+        values["email"] = wire.email(data.email)
+    if data.display_name is not UNSET:
+        values["display_name"] = wire.text("display_name", data.display_name, least=0)
+    password_hash = UNSET if data.password is UNSET else await _password_hash(data.password)
+
+    async def work(change: Change) -> MemberRecord:
+        member = await _current(change, catalogue.members, member_id, "member")
+        if "email" in values:
+            await _free_email(change, str(values["email"]), member_id)
+        if password_hash is not UNSET:
+            await catalogue.members.change(
+                change.connection, member_id, {"password_hash": password_hash}
+            )
+            await change.record(
+                "member_password_updated",
+                "member",
+                member_id,
+                before={"has_password": member.has_password},
+                after={"has_password": password_hash is not None},
+            )
+        return await _update(change, catalogue.members, "member", member, values)
+
+    return await desk.write(work)
+
+
+async def _password_hash(password: str | None) -> str | None:
+    if password is None:
+        return None
+    # Meant to take long: the event loop has others to serve meanwhile.
+    return await asyncio.to_thread(_hasher.hash, wire.password(password))
+
+
+async def _free_email(change: Change, email: str, member_id: str | None) -> None:
+    owner = await catalogue.member_with(change.connection, email)
+    if owner is not None and owner != member_id:
+        raise taken("email", f"{email} is another member's")
+
+
+# Allocations
+
+
+class AllocationInput(Input):
+    """An allocation to add. A cap of 0 blocks, null is none."""
+
+    member_id: UUID
+    models: list[str]
+    name: str | None = None
+    pool_id: UUID | None = None
+    quota_tokens_per_month: int | None = None
+    quota_cost_usd_per_month: Decimal | None = None
+    overrun_policy: OverrunPolicy = "strict"
+    ledger_outage: OutagePolicy = "deny"
+    unpriced: UnpricedPolicy = "allow"
+    reason: str | None = None
+
+
+class AllocationPatch(Input):
+    """What to change of an allocation; whose it is stays."""
+
+    name: str | UnsetType = UNSET
+    models: list[str] | UnsetType = UNSET
+    status: AllocationStatus | UnsetType = UNSET
+    pool_id: UUID | UnsetType | None = UNSET
+    quota_tokens_per_month: int | UnsetType | None = UNSET
+    quota_cost_usd_per_month: Decimal | UnsetType | None = UNSET
+    overrun_policy: OverrunPolicy | UnsetType = UNSET
+    ledger_outage: OutagePolicy | UnsetType = UNSET
+    unpriced: UnpricedPolicy | UnsetType = UNSET
+    reason: str | None = None
+
+
+class AllocationDocument(usage.Standing, frozen=True, kw_only=True):
+    """An allocation, how it stands, and what holds for its calls."""
+
+    member_id: str
+    pool_id: str | None
+    overrun_policy: OverrunPolicy
+    ledger_outage: OutagePolicy
+    unpriced: UnpricedPolicy
+    created_at: datetime
+
+
+@post("/allocations", summary="Add an allocation")
+async def add_allocation(
+    data: JSONBody[AllocationInput], desk: NamedDependency[Desk]
+) -> AllocationDocument:
+    """Without a name it is called by its models."""
+    id = uuid7()
+    member_id = str(data.member_id)
+    models = wire.distinct("models", data.models)
+    name = ", ".join(models)[:200] if data.name is None else wire.text("name", data.name)
+    caps = _caps(data)
+    reason = wire.reason(data.reason)
+
+    async def work(change: Change) -> AllocationDocument:
+        if await catalogue.members.find(change.connection, member_id) is None:
+            raise invalid("member_id", "is no member's")
+        await _known_models(change, models)
+        _known_pool(data.pool_id)
+        await catalogue.allocations.add(
+            change.connection,
+            id=id,
+            member_id=member_id,
+            name=name,
+            models=models,
+            overrun_policy=data.overrun_policy,
+            ledger_outage=data.ledger_outage,
+            unpriced=data.unpriced,
+        )
+        added = await _again(change, catalogue.allocations, id)
+        await change.record(
+            "allocation_created", "allocation", id, after=_configured(added), reason=reason
+        )
+        await _set_caps(change, added, caps, reason)
+        return await _stored_allocation(change, id)
+
+    return await desk.write(work)
+
+
+@get("/allocations", summary="List allocations, newest first")
+async def list_allocations(
+    desk: NamedDependency[Desk],
+    cursor: FromQuery[str | None] = None,
+    limit: FromQuery[int] = wire.PAGE_DEFAULT,
+    member_id: FromQuery[str | None] = None,
+    status: FromQuery[AllocationStatus | None] = None,
+) -> Page[AllocationDocument]:
+    member = wire.id_filter("member_id", member_id)
+    page = await _page(desk, catalogue.allocations, cursor, limit, member_id=member, status=status)
+    return Page(await _allocations(desk, page.items), page.next)
+
+
+@get("/allocations/{id:str}", summary="Show an allocation")
+async def show_allocation(id: FromPath[str], desk: NamedDependency[Desk]) -> AllocationDocument:
+    allocation_id = wire.path_id(id, "allocation")
+    record = await _shown(desk, catalogue.allocations, allocation_id, "allocation")
+    return (await _allocations(desk, [record]))[0]
+
+
+@patch("/allocations/{id:str}", summary="Change an allocation or its caps")
+async def change_allocation(
+    id: FromPath[str], data: JSONBody[AllocationPatch], desk: NamedDependency[Desk]
+) -> AllocationDocument:
+    """A new cap holds for the next call on every replica."""
+    allocation_id = wire.path_id(id, "allocation")
+    values = _given(
+        status=data.status,
+        overrun_policy=data.overrun_policy,
+        ledger_outage=data.ledger_outage,
+        unpriced=data.unpriced,
+    )
+    if data.name is not UNSET:
+        values["name"] = wire.text("name", data.name)
+    models = data.models
+    if models is not UNSET:
+        values["models"] = wire.distinct("models", models)
+    caps = _caps(data)
+    reason = wire.reason(data.reason)
+
+    async def work(change: Change) -> AllocationDocument:
+        record = await _current(change, catalogue.allocations, allocation_id, "allocation")
+        if data.pool_id is not UNSET:
+            _known_pool(data.pool_id)
+        if models is not UNSET and models != record.models:
+            await _known_models(change, models)
+            await _fits_its_keys(change, record, models)
+        record = await _update(
+            change, catalogue.allocations, "allocation", record, values, reason=reason
+        )
+        await _set_caps(change, record, caps, reason)
+        return await _stored_allocation(change, allocation_id)
+
+    return await desk.write(work)
+
+
+def _caps(data: AllocationInput | AllocationPatch) -> dict[Meter, int | None]:
+    """Check the caps that are named, and turn them into the units of their meters."""
+    caps: dict[Meter, int | None] = {}
+    if data.quota_tokens_per_month is not UNSET:
+        caps["tokens"] = wire.cap_tokens("quota_tokens_per_month", data.quota_tokens_per_month)
+    if data.quota_cost_usd_per_month is not UNSET:
+        caps["usd"] = wire.cap_nano("quota_cost_usd_per_month", data.quota_cost_usd_per_month)
+    return caps
+
+
+_CAP_EVENT: Final[dict[Meter, str]] = {
+    "tokens": "allocation_token_quota_updated",
+    "usd": "allocation_cost_quota_updated",
+}
+
+
+async def _set_caps(
+    change: Change,
+    record: AllocationRecord,
+    caps: Mapping[Meter, int | None],
+    reason: str | None,
+) -> None:
+    period = change.desk.deps.calendar.period("month", change.at)
+    account = account_key("allocation", record.id, "month", period)
+    for meter, amount in caps.items():
+        if amount == record.cap(meter):
+            continue
+        await catalogue.set_cap(change.connection, account, meter, amount, change.at)
+        await change.record(
+            _CAP_EVENT[meter],
+            "allocation",
+            record.id,
+            before=_amount(meter, record.cap(meter)),
+            after=_amount(meter, amount),
+            reason=reason,
+        )
+
+
+def _amount(meter: Meter, amount: int | None) -> int | str | None:
+    return nano_to_usd(amount) if meter == "usd" and amount is not None else amount
+
+
+async def _known_models(change: Change, models: Sequence[str]) -> None:
+    for slug in models:
+        wire.slug("models", slug)
+    missing = await catalogue.unknown_models(change.connection, models)
+    if missing:
+        raise invalid("models", f"names unknown models: {', '.join(map(repr, missing))}")
+
+
+def _known_pool(pool_id: UUID | None) -> None:
+    if pool_id is not None:
+        raise invalid("pool_id", "is no pool's: there are no pools yet")
+
+
+async def _fits_its_keys(change: Change, record: AllocationRecord, models: Sequence[str]) -> None:
+    changed = msgspec.structs.replace(record, models=list(models))
+    for key in await catalogue.keys_opening(change.connection, record.id):
+        others = [id for id in key.allocation_ids if id != record.id]
+        opened = await catalogue.allocations.find_all(change.connection, others)
+        model = _shared([*opened, changed])
+        if model is not None:
+            raise taken(
+                "models",
+                f"would give the key {key.name!r} ({key.id}) two allocations with the model "
+                f"{model!r}; take one of them off the key first",
+            )
+
+
+def _shared(records: Sequence[AllocationRecord]) -> str | None:
+    return shared_model(
+        Allocation(record.id, record.member_id, tuple(record.models)) for record in records
+    )
+
+
+async def _stored_allocation(change: Change, id: str) -> AllocationDocument:
+    record = await _again(change, catalogue.allocations, id)
+    period = change.desk.deps.calendar.period("month", change.at)
+    standing = await usage.standings(change.connection, [record], period)
+    return _document(record, standing[0])
+
+
+async def _allocations(desk: Desk, records: Sequence[AllocationRecord]) -> list[AllocationDocument]:
+    period = desk.deps.calendar.period("month", desk.at)
+    async with desk.deps.database.snapshot() as connection:
+        standings = await usage.standings(connection, records, period)
+    return [_document(record, one) for record, one in zip(records, standings, strict=True)]
+
+
+def _document(record: AllocationRecord, standing: usage.Standing) -> AllocationDocument:
+    return AllocationDocument(
+        **msgspec.structs.asdict(standing),
+        member_id=record.member_id,
+        pool_id=record.pool_id,
+        overrun_policy=record.overrun_policy,
+        ledger_outage=record.ledger_outage,
+        unpriced=record.unpriced,
+        created_at=record.created_at,
+    )
+
+
+def _configured(record: AllocationRecord) -> dict[str, object]:
+    """Return an allocation without its caps, which have events of their own."""
+    fields = msgspec.structs.asdict(record)
+    return {name: value for name, value in fields.items() if not name.startswith("cap_")}
+
+
+# Keys
+
+
+class KeyInput(Input):
+    """A key to add."""
+
+    member_id: UUID
+    name: str
+    allocation_ids: list[UUID]
+    expires_at: datetime | None = None
+    one_shot: bool = False
+
+
+class KeyPatch(Input):
+    """What to change of a key; whose it is stays."""
+
+    name: str | UnsetType = UNSET
+    allocation_ids: list[UUID] | UnsetType = UNSET
+    expires_at: datetime | UnsetType | None = UNSET
+    one_shot: bool | UnsetType = UNSET
+
+
+class KeyWithSecret(KeyRecord, frozen=True, kw_only=True):
+    """A key with its secret, which is shown this once."""
+
+    key: str
+
+
+@post("/keys", summary="Add a key; the answer alone shows its secret")
+async def add_key(data: JSONBody[KeyInput], desk: NamedDependency[Desk]) -> KeyWithSecret:
+    """The model of a call picks the allocation, so no two of a key may share one."""
+    id, secret = uuid7(), new_key()
+    member_id = str(data.member_id)
+    name = wire.text("name", data.name)
+    expires_at = None
+    if data.expires_at is not None:
+        expires_at = wire.instant("expires_at", data.expires_at)
+    allocation_ids = wire.distinct("allocation_ids", [str(one) for one in data.allocation_ids])
+
+    async def work(change: Change) -> KeyWithSecret:
+        if await catalogue.members.find(change.connection, member_id) is None:
+            raise invalid("member_id", "is no member's")
+        await _fit_one_key(change, member_id, allocation_ids)
+        await catalogue.keys.add(
+            change.connection,
+            id=id,
+            member_id=member_id,
+            name=name,
+            digest=desk.deps.vault.digest(secret),
+            hint=hint_of(secret),
+            allocation_ids=allocation_ids,
+            expires_at=expires_at,
+            one_shot=data.one_shot,
+        )
+        added = await _again(change, catalogue.keys, id)
+        await change.record("key_created", "key", id, after=added)
+        return KeyWithSecret(**msgspec.structs.asdict(added), key=secret)
+
+    return await desk.write(work)
+
+
+@get("/keys", summary="List keys, newest first")
+async def list_keys(
+    desk: NamedDependency[Desk],
+    cursor: FromQuery[str | None] = None,
+    limit: FromQuery[int] = wire.PAGE_DEFAULT,
+    member_id: FromQuery[str | None] = None,
+) -> Page[KeyRecord]:
+    member = wire.id_filter("member_id", member_id)
+    return await _page(desk, catalogue.keys, cursor, limit, member_id=member)
+
+
+@get("/keys/{id:str}", summary="Show a key")
+async def show_key(id: FromPath[str], desk: NamedDependency[Desk]) -> KeyRecord:
+    return await _shown(desk, catalogue.keys, wire.path_id(id, "key"), "key")
+
+
+@patch("/keys/{id:str}", summary="Change a key")
+async def change_key(
+    id: FromPath[str], data: JSONBody[KeyPatch], desk: NamedDependency[Desk]
+) -> KeyRecord:
+    key_id = wire.path_id(id, "key")
+    values = _given(one_shot=data.one_shot)
+    if data.name is not UNSET:
+        values["name"] = wire.text("name", data.name)
+    if data.expires_at is not UNSET:
+        until = data.expires_at
+        values["expires_at"] = None if until is None else wire.instant("expires_at", until)
+    allocation_ids: list[str] = []
+    if data.allocation_ids is not UNSET:
+        named = [str(one) for one in data.allocation_ids]
+        allocation_ids = wire.distinct("allocation_ids", named)
+        values["allocation_ids"] = allocation_ids
+
+    async def work(change: Change) -> KeyRecord:
+        key = await _current(change, catalogue.keys, key_id, "key")
+        if allocation_ids:
+            await _fit_one_key(change, key.member_id, allocation_ids)
+        changed = await _update(change, catalogue.keys, "key", key, values)
+        if changed.one_shot != key.one_shot:
+            # The directory is told of changes to what a key opens, not of this one.
+            opened = {"allocation_ids": changed.allocation_ids}
+            await catalogue.keys.change(change.connection, key_id, opened)
+        return changed
+
+    return await desk.write(work)
+
+
+@post("/keys/{id:str}/rotate", status_code=200, summary="Give a key a new secret")
+async def rotate_key(id: FromPath[str], desk: NamedDependency[Desk]) -> KeyWithSecret:
+    """The old secret stops working at once. A one-shot key can be used once more."""
+    key_id, secret = wire.path_id(id, "key"), new_key()
+
+    async def work(change: Change) -> KeyWithSecret:
+        key = await _current(change, catalogue.keys, key_id, "key")
+        if key.revoked_at is not None:
+            raise taken("id", "is a revoked key's; add a new key instead")
+        await catalogue.keys.change(
+            change.connection,
+            key_id,
+            {
+                "digest": desk.deps.vault.digest(secret),
+                "hint": hint_of(secret),
+                "used_at": None,
+            },
+        )
+        rotated = await _again(change, catalogue.keys, key_id)
+        await change.record(
+            "key_rotated",
+            "key",
+            key_id,
+            before={"hint": key.hint},
+            after={"hint": rotated.hint},
+        )
+        return KeyWithSecret(**msgspec.structs.asdict(rotated), key=secret)
+
+    return await desk.write(work)
+
+
+@post("/keys/{id:str}/revoke", status_code=200, summary="Revoke a key, for good")
+async def revoke_key(id: FromPath[str], desk: NamedDependency[Desk]) -> KeyRecord:
+    """Revoking it again changes nothing."""
+    key_id = wire.path_id(id, "key")
+
+    async def work(change: Change) -> KeyRecord:
+        key = await _current(change, catalogue.keys, key_id, "key")
+        if key.revoked_at is not None:
+            return key
+        await catalogue.keys.change(change.connection, key_id, {"revoked_at": change.at})
+        await change.record(
+            "key_revoked",
+            "key",
+            key_id,
+            before={"revoked_at": None},
+            after={"revoked_at": change.at},
+        )
+        return await _again(change, catalogue.keys, key_id)
+
+    return await desk.write(work)
+
+
+async def _fit_one_key(change: Change, member_id: str, allocation_ids: Sequence[str]) -> None:
+    records = await catalogue.allocations.find_all(change.connection, allocation_ids)
+    known = {record.id for record in records}
+    for id in allocation_ids:
+        if id not in known:
+            raise invalid("allocation_ids", f"names {id}, which is no allocation's")
+    for record in records:
+        if record.member_id != member_id:
+            raise invalid("allocation_ids", f"names {record.id}, which is another member's")
+    model = _shared(records)
+    if model is not None:
+        raise taken(
+            "allocation_ids",
+            f"names two allocations that both open the model {model!r}; a call must have one payer",
+        )
+
+
+def admin_routers() -> list[Router]:
+    """Make the routers of what admins set up."""
+    tables: dict[str, list[HTTPRouteHandler]] = {
+        "Providers": [add_provider, list_providers, show_provider, change_provider],
+        "Models": [add_model, list_models, show_model, change_model],
+        "Prices": [add_price, list_prices],
+        "Members": [add_member, list_members, show_member, change_member],
+        "Allocations": [add_allocation, list_allocations, show_allocation, change_allocation],
+        "Keys": [add_key, list_keys, show_key, change_key, rotate_key, revoke_key],
+    }
+    return [
+        Router("/", route_handlers=documented(handlers), tags=[tag])
+        for tag, handlers in tables.items()
+    ]

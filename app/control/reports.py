@@ -1,0 +1,415 @@
+"""Reports: calls, usage and the audit log for admins; their own for members.
+
+Owns the parameters that choose what is shown, and the CSV. Owns no SQL and no sum (see
+`store.usage`); writes nothing.
+
+Invariants: what is under `/api/me` is narrowed to the caller's own member whatever is asked for;
+no cell of a CSV can be a formula; a CSV is streamed, never held whole.
+"""
+
+import contextlib
+import csv
+import io
+from collections.abc import AsyncGenerator, AsyncIterator
+from datetime import datetime
+from typing import Annotated, Any, Final, cast
+
+import msgspec
+from litestar import Router, get
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, QueryParameter
+from litestar.response import Stream
+
+from app.control import wire
+from app.control.desk import Desk
+from app.control.errors import Refused, documented, invalid, unknown
+from app.control.wire import Page
+from app.core.refusals import Outcome
+from app.store import catalogue, journal, usage
+from app.store.catalogue import KeyRecord
+from app.store.journal import AuditEvent
+from app.store.usage import (
+    DIMENSIONS,
+    CallDocument,
+    Dimension,
+    Standing,
+    UsageQuery,
+    UsageRow,
+)
+
+GROUPS_MAX: Final = 10_000
+"""Groups in one JSON answer; the CSV has no such end."""
+
+Since = Annotated[
+    str | None,
+    QueryParameter(name="from", description="A date or an instant: from then on."),
+]
+Until = Annotated[
+    str | None,
+    QueryParameter(name="to", description="A date or an instant: until just before then."),
+]
+GroupBy = Annotated[
+    str,
+    QueryParameter(description=f"Some of {', '.join(DIMENSIONS)}, with commas between them."),
+]
+
+
+class UsageDocument(msgspec.Struct, frozen=True):
+    """Sums over the calls admitted from `from` until just before `to` (null: until now)."""
+
+    since: datetime = msgspec.field(name="from")
+    until: datetime | None = msgspec.field(name="to")
+    group_by: list[Dimension]
+    items: list[UsageRow]
+    next: str | None = None
+
+
+# Calls
+
+
+async def _calls(
+    desk: Desk,
+    cursor: str | None,
+    limit: int,
+    since: str | None,
+    until: str | None,
+    **equal: str | None,
+) -> Page[CallDocument]:
+    zone = desk.deps.calendar.zone
+    for field, value in equal.items():
+        check = wire.id_filter if field.endswith("_id") else wire.text_filter
+        check(field, value)
+    below = wire.after(cursor)
+    first, last = wire.instant_filter("from", since, zone), wire.instant_filter("to", until, zone)
+    async with desk.deps.database.snapshot() as connection:
+        calls = await usage.calls(
+            connection,
+            below=below,
+            limit=wire.page_limit(limit) + 1,
+            since=first,
+            until=last,
+            equal=equal,
+        )
+    return wire.paged(calls, limit, lambda call: call.id)
+
+
+@get("/calls", tags=["Calls"], summary="List calls, newest first")
+async def list_calls(
+    desk: NamedDependency[Desk],
+    cursor: FromQuery[str | None] = None,
+    limit: FromQuery[int] = wire.PAGE_DEFAULT,
+    allocation_id: FromQuery[str | None] = None,
+    member_id: FromQuery[str | None] = None,
+    key_id: FromQuery[str | None] = None,
+    model: FromQuery[str | None] = None,
+    outcome: FromQuery[Outcome | None] = None,
+    since: Since = None,
+    until: Until = None,
+) -> Page[CallDocument]:
+    return await _calls(
+        desk,
+        cursor,
+        limit,
+        since,
+        until,
+        allocation_id=allocation_id,
+        member_id=member_id,
+        key_id=key_id,
+        model=model,
+        outcome=outcome,
+    )
+
+
+@get("/calls/{id:str}", tags=["Calls"], summary="Show a call")
+async def show_call(id: FromPath[str], desk: NamedDependency[Desk]) -> CallDocument:
+    call_id = wire.path_id(id, "call")
+    async with desk.deps.database.snapshot() as connection:
+        call = await usage.find_call(connection, call_id)
+    if call is None:
+        raise unknown("call")
+    return call
+
+
+# Usage
+
+
+def _usage_query(
+    desk: Desk, group_by: str, since: str | None, until: str | None, **equal: str | None
+) -> UsageQuery:
+    for field, value in equal.items():
+        check = wire.id_filter if field.endswith("_id") else wire.text_filter
+        check(field, value)
+    names = [name.strip() for name in group_by.split(",")]
+    for name in names:
+        if name not in DIMENSIONS:
+            raise invalid("group_by", f"must name some of {', '.join(DIMENSIONS)}")
+    calendar = desk.deps.calendar
+    first = wire.instant_filter("from", since, calendar.zone)
+    return UsageQuery(
+        tuple(cast(list[Dimension], wire.distinct("group_by", names))),
+        usage.month_so_far(calendar, desk.at) if first is None else first,
+        wire.instant_filter("to", until, calendar.zone),
+        equal,
+        str(calendar.zone),
+    )
+
+
+async def _usage(desk: Desk, query: UsageQuery) -> UsageDocument:
+    items: list[UsageRow] = []
+    async with desk.deps.database.snapshot() as connection:
+        async for row in usage.usage_rows(connection, query):
+            if len(items) == GROUPS_MAX:
+                raise Refused(
+                    422,
+                    f"These are more than {GROUPS_MAX} groups: ask for a shorter time, "
+                    "or for usage.csv, which has no end.",
+                )
+            items.append(row)
+    return UsageDocument(query.since, query.until, list(query.group_by), items)
+
+
+@get(
+    "/usage", tags=["Usage"], summary="Sum up usage; from this month's start if not told otherwise"
+)
+async def show_usage(
+    desk: NamedDependency[Desk],
+    group_by: GroupBy = "allocation",
+    since: Since = None,
+    until: Until = None,
+    allocation_id: FromQuery[str | None] = None,
+    member_id: FromQuery[str | None] = None,
+    key_id: FromQuery[str | None] = None,
+    model: FromQuery[str | None] = None,
+) -> UsageDocument:
+    query = _usage_query(
+        desk,
+        group_by,
+        since,
+        until,
+        allocation_id=allocation_id,
+        member_id=member_id,
+        key_id=key_id,
+        model=model,
+    )
+    return await _usage(desk, query)
+
+
+@get("/usage.csv", tags=["Usage"], summary="The same as CSV", media_type="text/csv")
+async def download_usage(
+    desk: NamedDependency[Desk],
+    group_by: GroupBy = "allocation",
+    since: Since = None,
+    until: Until = None,
+    allocation_id: FromQuery[str | None] = None,
+    member_id: FromQuery[str | None] = None,
+    key_id: FromQuery[str | None] = None,
+    model: FromQuery[str | None] = None,
+) -> Stream:
+    query = _usage_query(
+        desk,
+        group_by,
+        since,
+        until,
+        allocation_id=allocation_id,
+        member_id=member_id,
+        key_id=key_id,
+        model=model,
+    )
+    lines = _csv(desk, query)
+    # Whatever is wrong with the query shows before the answer has begun.
+    head = await anext(lines)
+    return Stream(
+        _from(head, lines),
+        media_type="text/csv; charset=utf-8",
+        headers={"content-disposition": 'attachment; filename="usage.csv"'},
+    )
+
+
+async def _csv(desk: Desk, query: UsageQuery) -> AsyncGenerator[str, None]:
+    columns = [
+        name
+        for name in UsageRow.__struct_fields__
+        if name in _TOTALS or name.rpartition("_")[0] in query.group_by or name in query.group_by
+    ]
+    async with desk.deps.database.snapshot() as connection:
+        await usage.be_patient(connection)
+        async with contextlib.aclosing(
+            cast(AsyncGenerator[UsageRow, None], usage.usage_rows(connection, query))
+        ) as rows:
+            first = await anext(rows, None)
+            yield _line(columns)
+            if first is None:
+                return
+            yield _line([cell(getattr(first, name)) for name in columns])
+            async for row in rows:
+                yield _line([cell(getattr(row, name)) for name in columns])
+
+
+async def _from(head: str, rest: AsyncGenerator[str, None]) -> AsyncIterator[str]:
+    async with contextlib.aclosing(rest):
+        yield head
+        async for line in rest:
+            yield line
+
+
+_TOTALS: Final = ("calls", "refused_calls", "unpriced_calls", "tokens", "cost_usd")
+
+
+def _line(cells: list[str]) -> str:
+    written = io.StringIO()
+    csv.writer(written).writerow(cells)
+    return written.getvalue()
+
+
+def cell(value: Any) -> str:
+    """Write a cell that no spreadsheet takes for a formula; our own numbers are let be."""
+    if value is None:
+        return ""
+    shown = str(value)
+    if _is_number(shown):
+        return shown
+    return f"'{shown}" if shown.lstrip()[:1] in _FORMULA_STARTS or shown[:1] in "\t\r\n" else shown
+
+
+_FORMULA_STARTS: Final = frozenset("=+-@|%＝＋－＠")
+
+
+def _is_number(shown: str) -> bool:
+    digits = shown.removeprefix("-")
+    return digits.isascii() and digits.replace(".", "", 1).isdigit()
+
+
+# Audit
+
+
+@get("/audit", tags=["Audit"], summary="List changes, newest first")
+async def list_audit(
+    desk: NamedDependency[Desk],
+    cursor: FromQuery[str | None] = None,
+    limit: FromQuery[int] = wire.PAGE_DEFAULT,
+    event: FromQuery[str | None] = None,
+    actor_id: FromQuery[str | None] = None,
+    object: FromQuery[str | None] = None,
+    object_id: FromQuery[str | None] = None,
+    since: Since = None,
+    until: Until = None,
+) -> Page[AuditEvent]:
+    zone = desk.deps.calendar.zone
+    below = wire.after(cursor)
+    first, last = wire.instant_filter("from", since, zone), wire.instant_filter("to", until, zone)
+    equal = {
+        "event": wire.text_filter("event", event),
+        "actor_id": wire.id_filter("actor_id", actor_id),
+        "object": wire.text_filter("object", object),
+        "object_id": wire.text_filter("object_id", object_id),
+    }
+    async with desk.deps.database.snapshot() as connection:
+        events = await journal.events(
+            connection,
+            below=below,
+            limit=wire.page_limit(limit) + 1,
+            since=first,
+            until=last,
+            equal=equal,
+        )
+    return wire.paged(events, limit, lambda event: event.id)
+
+
+# One's own
+
+
+@get("/allocations", summary="List one's own allocations, and how they stand")
+async def my_allocations(
+    desk: NamedDependency[Desk],
+    cursor: FromQuery[str | None] = None,
+    limit: FromQuery[int] = wire.PAGE_DEFAULT,
+) -> Page[Standing]:
+    period = desk.deps.calendar.period("month", desk.at)
+    after = wire.after(cursor)
+    async with desk.deps.database.snapshot() as connection:
+        records = await catalogue.allocations.page(
+            connection,
+            after=after,
+            limit=wire.page_limit(limit) + 1,
+            equal={"member_id": desk.member_id},
+        )
+        standings = await usage.standings(connection, records, period)
+    return wire.paged(standings, limit, lambda standing: standing.id)
+
+
+@get("/keys", summary="List one's own keys")
+async def my_keys(
+    desk: NamedDependency[Desk],
+    cursor: FromQuery[str | None] = None,
+    limit: FromQuery[int] = wire.PAGE_DEFAULT,
+) -> Page[KeyRecord]:
+    after = wire.after(cursor)
+    async with desk.deps.database.snapshot() as connection:
+        records = await catalogue.keys.page(
+            connection,
+            after=after,
+            limit=wire.page_limit(limit) + 1,
+            equal={"member_id": desk.member_id},
+        )
+    return wire.paged(records, limit, lambda record: record.id)
+
+
+@get("/calls", summary="List one's own calls, newest first")
+async def my_calls(
+    desk: NamedDependency[Desk],
+    cursor: FromQuery[str | None] = None,
+    limit: FromQuery[int] = wire.PAGE_DEFAULT,
+    allocation_id: FromQuery[str | None] = None,
+    key_id: FromQuery[str | None] = None,
+    model: FromQuery[str | None] = None,
+    outcome: FromQuery[Outcome | None] = None,
+    since: Since = None,
+    until: Until = None,
+) -> Page[CallDocument]:
+    return await _calls(
+        desk,
+        cursor,
+        limit,
+        since,
+        until,
+        allocation_id=allocation_id,
+        member_id=desk.member_id,
+        key_id=key_id,
+        model=model,
+        outcome=outcome,
+    )
+
+
+@get("/usage", summary="Sum up one's own usage; from this month's start if not told otherwise")
+async def my_usage(
+    desk: NamedDependency[Desk],
+    group_by: GroupBy = "allocation",
+    since: Since = None,
+    until: Until = None,
+    allocation_id: FromQuery[str | None] = None,
+    key_id: FromQuery[str | None] = None,
+    model: FromQuery[str | None] = None,
+) -> UsageDocument:
+    query = _usage_query(
+        desk,
+        group_by,
+        since,
+        until,
+        allocation_id=allocation_id,
+        member_id=desk.member_id,
+        key_id=key_id,
+        model=model,
+    )
+    return await _usage(desk, query)
+
+
+def report_router() -> Router:
+    """Make the router of what admins look at."""
+    handlers = [list_calls, show_call, show_usage, download_usage, list_audit]
+    return Router("/", route_handlers=documented(handlers))
+
+
+def me_router() -> Router:
+    """Make the router of what is one's own."""
+    handlers = [my_allocations, my_keys, my_calls, my_usage]
+    return Router("/", route_handlers=documented(handlers), tags=["Me"])

@@ -1,0 +1,142 @@
+"""A pipe to PostgreSQL for the ledger's loop: many statements, one round trip, one wake-up.
+
+Owns one libpq connection in pipeline mode and its prepared statements. Owns no SQL and no meaning.
+
+psycopg's own pipeline takes several turns of the event loop for each round trip, and each turn
+waits behind whatever else the loop has to do. The ledger's latency is counted in such turns, so it
+talks to libpq (through psycopg's wrapper) itself: one write, one wake-up when everything is there.
+
+Invariants: one round trip at a time; a failed statement fails the round trip, with psycopg's typed
+error, after everything up to the sync has been read; after any error of the connection itself the
+pipe is broken for good.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+from psycopg import pq
+from psycopg.errors import error_from_result
+from psycopg.pq.abc import PGresult
+
+Command = tuple[bytes, Sequence[bytes | None]]
+"""One statement with `$n` parameters, and their values in text format."""
+
+_GOOD = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK)
+
+
+class Pipe:
+    """One connection; `await Pipe.open(...)` makes it."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        self._connection = connection
+        self._pg = connection.pgconn
+        self._pg.enter_pipeline_mode()
+        self._names: dict[bytes, bytes] = {}
+        self._named = 0
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[list[PGresult]] | None = None
+        self._results: list[PGresult] = []
+        self._preparing: dict[int, bytes] = {}
+        self._position = 0
+        self._fd = self._pg.socket
+        self._loop.add_reader(self._fd, self._readable)
+
+    @classmethod
+    async def open(cls, dsn: str, *, options: str) -> "Pipe":
+        """Connect. Raises psycopg's errors."""
+        connection = await psycopg.AsyncConnection.connect(
+            dsn, autocommit=True, connect_timeout=3, options=options
+        )
+        return cls(connection)
+
+    async def run(self, commands: Sequence[Command]) -> list[PGresult]:
+        """Send the statements in one go; return their results in order.
+
+        Raises the first statement's error that failed (none after it was executed), or
+        `OperationalError` if the connection is gone.
+        """
+        assert self._waiter is None, "one round trip at a time"
+        pg = self._pg
+        self._results = []
+        self._preparing = preparing = {}
+        self._position = position = 0
+        for sql, values in commands:
+            name = self._names.get(sql)
+            if name is None:
+                self._named += 1
+                name = self._names[sql] = b"s%d" % self._named
+                pg.send_prepare(name, sql)
+                preparing[position] = sql
+                position += 1
+            pg.send_query_prepared(name, values)
+            position += 1
+        pg.pipeline_sync()
+        self._waiter = self._loop.create_future()
+        self._flush()
+        try:
+            results = await self._waiter
+        finally:
+            self._waiter = None
+        for result in results:
+            if result.status not in _GOOD:
+                raise error_from_result(result)
+        return results
+
+    async def close(self) -> None:
+        """Close the connection, whatever state it is in."""
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            self._loop.remove_writer(self._fd)
+            self._fd = -1
+        await self._connection.close()
+
+    def _flush(self) -> None:
+        try:
+            if self._pg.flush():
+                self._loop.add_writer(self._fd, self._flush)
+            else:
+                self._loop.remove_writer(self._fd)
+        except psycopg.OperationalError as error:
+            self._fail(error)
+
+    def _readable(self) -> None:
+        pg = self._pg
+        try:
+            pg.consume_input()
+            nothing = 0
+            # One None stands between the results of two statements; two mean that none are left.
+            while nothing < 2 and not pg.is_busy():
+                result = pg.get_result()
+                if result is None:
+                    nothing += 1
+                    continue
+                nothing = 0
+                if result.status == pq.ExecStatus.PIPELINE_SYNC:
+                    if self._waiter is not None and not self._waiter.done():
+                        self._waiter.set_result(self._results)
+                    return
+                self._take(result)
+        except psycopg.OperationalError as error:
+            self._fail(error)
+
+    def _take(self, result: PGresult) -> None:
+        prepared = self._preparing.get(self._position)
+        self._position += 1
+        if result.status in _GOOD:
+            if prepared is None:
+                self._results.append(result)
+            return
+        if prepared is not None:
+            # Not prepared after all: the next round trip tries again.
+            self._names.pop(prepared, None)
+        self._results.append(result)
+
+    def _fail(self, error: Exception) -> None:
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            self._loop.remove_writer(self._fd)
+            self._fd = -1
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(error)

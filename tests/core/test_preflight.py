@@ -1,0 +1,174 @@
+"""Preflight: what a ceiling asks of the ledger, on which accounts.
+
+To add a scenario, add a row: rates, the bundles of a ceiling, what it leaves open; then the tokens
+and nano-USD it needs at a grant of 0 and of 10.
+"""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.core.ceilings import Ceiling, OpenQuantity
+from app.core.ledger import AccountKey, account_key
+from app.core.metering import TOKEN_UNITS, UNITS, Quantity, Usage, tokens_of
+from app.core.preflight import Paths, dearest, demand_for
+from app.core.pricing import PARENT, Price, Rate, make_price
+from app.core.windows import Calendar, period_of
+
+NOW = datetime(2026, 5, 5, 12, tzinfo=UTC)
+UTC_ZONE = ZoneInfo("UTC")
+
+
+def price_of(**nano_each: int) -> Price:
+    """A price in nano-USD of one unit."""
+    return make_price("p", "m", NOW, [Rate(u, Decimal(n), 10**9) for u, n in nano_each.items()])
+
+
+def path_of(at: datetime = NOW) -> tuple[AccountKey, ...]:
+    return Paths(Calendar(UTC_ZONE)).of((("allocation", "a"), ("pool", "p")), at)
+
+
+CHAT = price_of(input_token=1, output_token=4, reasoning_token=5)
+SPEECH = price_of(character=7)
+
+DEMANDS: list[tuple[Price | None, Ceiling, bool, tuple[int, int | None], tuple[int, int | None]]] = [
+    # price, ceiling, whether token limits meter it; (tokens, nano) at 0 and at 10 granted
+    (CHAT, Ceiling(({"input_token": 100, "output_token": 50},)), True, (150, 350), (150, 350)),
+    (CHAT, Ceiling(({"input_token": 100},), OpenQuantity("output_token", 999, 1024)), True, (100, 100), (110, 150)),
+    (CHAT, Ceiling(({"input_token": 100},), OpenQuantity("output_token", 999, 1024, times=3)), True, (100, 100), (130, 250)),
+    # The dearest of the alternatives in USD, the largest of them in tokens.
+    (price_of(input_token=1, input_audio_token=9), Ceiling(({"input_token": 100}, {"input_audio_token": 20})), True, (100, 180), (100, 180)),
+    # An alternative without a price is not how this model is billed.
+    (SPEECH, Ceiling(({"character": 30}, {"input_token": 50, "output_audio_token": 60})), False, (0, 210), (0, 210)),
+    (CHAT, Ceiling(({"character": 30}, {"input_token": 50, "output_token": 6})), True, (56, 80), (56, 80)),
+    # None of them has one: unpriced, but its tokens count, at the worst.
+    (None, Ceiling(({"character": 30}, {"input_token": 50})), True, (50, None), (50, None)),
+    (price_of(page=1), Ceiling(({"input_token": 5}, {"input_audio_token": 8})), True, (8, None), (8, None)),
+    (None, Ceiling(({},), OpenQuantity("output_token", 999, 1024, times=2)), True, (0, None), (20, None)),
+    # What is open has no price: unpriced as a whole.
+    (price_of(input_token=1), Ceiling(({"input_token": 5},), OpenQuantity("output_token", 999, 1024)), True, (5, None), (15, None)),
+    # Pages and characters are nothing to a token limit.
+    (price_of(page=3), Ceiling(({},), OpenQuantity("page", 1000, 8)), False, (0, 0), (0, 30)),
+    (price_of(page=3), Ceiling(({"page": 4},)), False, (0, 12), (0, 12)),
+    (None, Ceiling(({},), OpenQuantity("page", 1000, 8)), False, (0, None), (0, None)),
+    # Free is a price.
+    (price_of(input_token=0), Ceiling(({"input_token": 5},)), True, (5, 0), (5, 0)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("price", "ceiling", "counts_tokens", "at_0", "at_10"), DEMANDS)
+def test_a_ceiling_asks_for_the_most_it_can_use(
+    price: Price | None,
+    ceiling: Ceiling,
+    counts_tokens: bool,
+    at_0: tuple[int, int | None],
+    at_10: tuple[int, int | None],
+) -> None:
+    demand = demand_for(ceiling, price, path_of(), "last_call")
+    assert demand.counts_tokens is counts_tokens
+    for granted, (tokens, nano) in ((0, at_0), (10, at_10)):
+        assert demand.tokens_at(granted) == tokens
+        assert demand.nano_at(granted) == (nano or 0)
+        assert (demand.cost is None) is (nano is None)
+    assert (demand.accounts, demand.policy) == (path_of(), "last_call")
+    if ceiling.open is not None:
+        assert demand.open is not None
+        asked = (demand.open.most, demand.open.all_below, demand.open.times)
+        assert asked == (ceiling.open.most, ceiling.open.all_below, ceiling.open.times)
+    else:
+        assert demand.open is None
+
+
+_rate = st.decimals(0, 1, places=9)
+_quantity = st.integers(0, 10**6)
+
+
+@given(st.data(), st.sets(st.sampled_from(sorted(UNITS))))
+def test_a_demand_covers_whatever_usage_its_ceiling_allows(
+    data: st.DataObject, priced: set[str]
+) -> None:
+    """At any grant, and for any alternative that has a price."""
+    per = st.sampled_from([1, 3, 60, 10**6])
+    price = make_price("p", "m", NOW, [Rate(u, data.draw(_rate), data.draw(per)) for u in priced])
+    units = st.sampled_from(sorted(UNITS - set(PARENT)))
+    bundles = data.draw(st.lists(st.dictionaries(units, _quantity | st.decimals(0, 10**4, places=3), max_size=3), min_size=1, max_size=3))
+    bundles = [{u: int(q) if u in TOKEN_UNITS else q for u, q in bundle.items()} for bundle in bundles]
+    unit = data.draw(st.sampled_from([None, "output_token", "output_audio_token", "page"]))
+    times = data.draw(st.integers(1, 4))
+    open_ = None if unit is None else OpenQuantity(unit, 10**6, 1024, times)
+    demand = demand_for(Ceiling(tuple(bundles), open_), price, path_of(), "strict")
+    granted = data.draw(st.integers(0, 10**6))
+    bundle = data.draw(st.sampled_from(bundles))
+    within: dict[str, Quantity] = dict(bundle)
+    if open_ is not None:
+        within[open_.unit] = within.get(open_.unit, 0) + times * granted
+    actual: dict[str, Quantity] = {}
+    for unit_, most in within.items():
+        left = int(most)
+        for name in [unit_, *(part for part, parent in PARENT.items() if parent == unit_)]:
+            used = data.draw(st.integers(0, left))
+            left -= used
+            actual[name] = actual.get(name, 0) + used
+    bundle_priced = price.ceiling_exact(bundle) is not None
+    open_priced = open_ is None or open_.unit in price.numerators
+    some_priced = any(price.ceiling_exact(other) is not None for other in bundles)
+    assert (demand.cost is None) is not (some_priced and open_priced)
+    if demand.cost is None or bundle_priced:
+        assert demand.tokens_at(granted) >= (tokens_of(actual) if bundle_priced or not some_priced else 0)
+    if demand.cost is not None and bundle_priced:
+        cost = price.cost_nano(actual)
+        assert cost is not None
+        assert demand.nano_at(granted) >= cost
+
+
+# Paths
+
+
+def test_a_path_keeps_the_order_of_its_owners() -> None:
+    assert [(key.owner, key.owner_id, key.window) for key in path_of()] == [
+        ("allocation", "a", "month"),
+        ("pool", "p", "month"),
+    ]
+
+
+def test_a_path_changes_with_the_month_and_back() -> None:
+    paths = Paths(Calendar(ZoneInfo("Asia/Tokyo")))
+    may = datetime(2026, 5, 31, 14, 59, 59, tzinfo=UTC)
+    june = may + timedelta(seconds=1)
+    for at in (may, june, may):
+        expected = account_key("allocation", "a", "month", period_of("month", at, ZoneInfo("Asia/Tokyo")))
+        assert paths.account("allocation", "a", at) == expected
+    first, second = paths.account("allocation", "a", may), paths.account("allocation", "a", june)
+    assert (first.end, first.id != second.id) == (second.start, True)
+
+
+def test_a_path_is_remembered_while_its_period_lasts() -> None:
+    paths = Paths(Calendar(UTC_ZONE))
+    assert paths.account("pool", "p", NOW) is paths.account("pool", "p", NOW + timedelta(hours=1))
+    lifetime = paths.account("pool", "p", NOW, "lifetime")
+    assert lifetime.end is None
+    assert paths.account("pool", "p", NOW + timedelta(days=4000), "lifetime") is lifetime
+    assert paths.account("pool", "p", NOW).window == "month"
+
+
+# What a usage that was never reported is billed at
+
+
+@pytest.mark.parametrize(
+    ("price", "bundles", "billed"),
+    [
+        (CHAT, [{"input_token": 1}, {"input_token": 9}, {"input_token": 5}], {"input_token": 9}),
+        (SPEECH, [{"input_token": 10**6}, {"character": 1}], {"character": 1}),
+        (SPEECH, [{"page": 3}, {"query": 1}], {"page": 3}),
+        (None, [{"character": 1}, {"input_token": 10**6}], {"character": 1}),
+        (price_of(page=0, query=0), [{"page": 3}, {"query": 1}], {"page": 3}),
+    ],
+)
+def test_a_usage_nobody_reported_is_billed_at_the_dearest(
+    price: Price | None, bundles: list[Usage], billed: Usage
+) -> None:
+    assert dearest(bundles, price) == billed
