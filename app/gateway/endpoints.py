@@ -323,7 +323,7 @@ def audio_seconds(data: bytes, filename: str = "") -> Decimal | None:
     if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
         try:
             with wave.open(BytesIO(data)) as file:
-                bytes_per_second = file.getframerate() * file.getnchannels() * file.getsampwidth()
+                bytes_per_second: int = file.getframerate() * file.getnchannels() * file.getsampwidth()
                 start = data.find(b"data") + 8
                 held = max(0, len(data) - start)
                 claimed = file.getnframes() * file.getnchannels() * file.getsampwidth()

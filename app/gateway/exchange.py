@@ -105,6 +105,7 @@ class Call:
     """One call on its way through the exchange."""
 
     __slots__ = (
+        "_actual",
         "allocation",
         "answer_key",
         "ceiling",
@@ -143,11 +144,14 @@ class Call:
         self.standing: Standing | None = None
         self.answer_key: str | None = None
         self.grant: Granted | None = None
+        self._actual: Actual | None = None
 
     def actual(self, usage: Usage) -> Actual:
         """Return what a usage comes to at the price of the call."""
-        nano = 0 if not usage else None if self.price is None else self.price.cost_nano(usage)
-        return Actual(usage, tokens_of(usage), nano)
+        if self._actual is None or self._actual.usage is not usage:
+            nano = 0 if not usage else None if self.price is None else self.price.cost_nano(usage)
+            self._actual = Actual(usage, tokens_of(usage), nano)
+        return self._actual
 
 
 class Exchange:
