@@ -40,14 +40,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from zoneinfo import ZoneInfo
 
-import alembic.util
 import click
 import msgspec
-import psycopg
-import sqlalchemy.exc
 import structlog
 import uvicorn
-from argon2 import PasswordHasher
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
@@ -56,15 +52,15 @@ from app.core.metering import UNITS
 from app.core.pricing import InvalidRates, Rate, check_rates
 from app.log import configure as configure_log
 from app.settings import VARIABLES, Settings, SettingsError, Variable, psycopg_dsn, unknown
-from app.store import admin
-from app.store import migrate as migrations
-from app.store.admin import PriceVersion
-from app.store.database import Connection, Database, DatabaseUnavailable
 from app.store.postgres import EmbeddedPostgres, PostgresUnavailable
-from app.store.vault import Vault, new_admin_token
 
+# Alembic and SQLAlchemy take a second to import. What needs them imports them where it does, so
+# that help and refusals come at once.
 if TYPE_CHECKING:
-    from litestar import Litestar
+    from app.main import Front
+    from app.store.admin import PriceVersion
+    from app.store.database import Connection
+    from app.store.vault import Vault
 
 T = TypeVar("T")
 
@@ -101,10 +97,17 @@ class _Commands(click.Group):
 
 def _explained(error: Exception) -> str | None:
     """What to tell of an error that is not a bug of ours; None for those that are."""
+    import alembic.util
+    import psycopg
+    import sqlalchemy.exc
+
+    from app.store.database import DatabaseUnavailable
+    from app.store.migrate import MigrationLocked
+
     match error:
         case SettingsError() | PostgresUnavailable():
             return str(error)
-        case WrongSecret() | migrations.MigrationLocked() | alembic.util.CommandError():
+        case WrongSecret() | MigrationLocked() | alembic.util.CommandError():
             return _one_line(error)
         case sqlalchemy.exc.OperationalError():
             return f"the database does not answer: {_one_line(error.orig or error)}"
@@ -306,6 +309,8 @@ def migrate(**options: str | None) -> None:
     "serve" does so by itself; run it apart from that where the serving processes may not change
     the schema (serve --no-migrate), or to see how long it takes.
     """
+    from app.store import migrate as migrations
+
     settings = _read_settings(options)
     with _opened(settings) as dsn, _revisions_shown():
         started = time.monotonic()
@@ -353,6 +358,7 @@ def create_admin(email: str, name: str | None, **options: str | None) -> None:
     member of that address is made an active administrator.
     """
     from app.control import wire
+    from app.store import admin
 
     settings = _read_settings(options)
     with _checked():
@@ -384,6 +390,8 @@ def _read_password() -> str:
 
 
 def _hashed(password: str) -> str:
+    from argon2 import PasswordHasher
+
     return PasswordHasher().hash(password)
 
 
@@ -397,6 +405,8 @@ def create_admin_token(name: str, **options: str | None) -> None:
     administrator may do: "Authorization: Bearer <token>".
     """
     from app.control import wire
+    from app.store import admin
+    from app.store.vault import Vault, new_admin_token
 
     settings = _read_settings(options)
     with _checked():
@@ -436,6 +446,8 @@ def import_prices(file: Path, dry_run: bool, **options: str | None) -> None:
     Without effective_from a price is in force from now on. A date is its midnight in the billing
     time zone. Versions that are there already are skipped, so a file can be imported again.
     """
+    from app.store import admin
+
     settings = _read_settings(options)
     versions, places = _read_prices(file, ZoneInfo(settings.billing_timezone))
 
@@ -568,6 +580,8 @@ def _csv_rows(text: str) -> Iterator[tuple[str, _PriceRow]]:
 
 
 def _version(row: _PriceRow, zone: ZoneInfo) -> PriceVersion:
+    from app.store.admin import PriceVersion
+
     rates = [Rate(rate.unit, rate.usd, rate.per) for rate in row.rates]
     try:
         check_rates(rates, UNITS)
@@ -626,6 +640,8 @@ def _in_transaction(
     vault: Vault | None = None,
 ) -> T:
     """Run a change on the database, which is made ready if it is our own."""
+    from app.store import migrate as migrations
+    from app.store.database import Database
 
     async def run(dsn: str) -> T:
         books = Database(dsn, pool_size=1)
@@ -652,6 +668,9 @@ def _in_transaction(
 
 def prepare(settings: Settings, dsn: str, *, migrate: bool) -> None:
     """Have a database ready for this version, and be sure that it goes with our secret."""
+    from app.store import migrate as migrations
+    from app.store.vault import Vault
+
     if not migrate:
         # Then PostgreSQL need not be there yet either; each process checks once it is.
         return
@@ -663,6 +682,8 @@ def prepare(settings: Settings, dsn: str, *, migrate: bool) -> None:
 
 
 def _claim(dsn: str, vault: Vault) -> None:
+    from app.store import admin
+
     if not admin.claim(dsn, vault.fingerprint):
         raise WrongSecret(
             "SPENDGATE_SECRET_KEY is not the secret this database was set up with; every replica "
@@ -690,7 +711,9 @@ def listening(settings: Settings) -> Iterator[list[socket.socket]]:
         try:
             sockets = _bind(settings.host, settings.port, stack)
         except OSError as error:
-            reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
+            # The errors of names have numbers of their own, below zero.
+            number = error.errno or 0
+            reason = os.strerror(number) if number > 0 else error.strerror
             raise click.ClickException(
                 f"cannot listen on {settings.host}, port {settings.port}: {reason}. "
                 f"Choose another with --port or --host (SPENDGATE_PORT, SPENDGATE_HOST)"
@@ -846,7 +869,7 @@ def _run_processes(config: uvicorn.Config, sockets: list[socket.socket], signals
         shutil.rmtree(counts, ignore_errors=True)
 
 
-def application() -> Litestar:
+def application() -> Front:
     """Make the application of one serving process, from the environment."""
     settings = Settings.from_env()
     configure_log(settings.log_level, settings.log_format)

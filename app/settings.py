@@ -32,7 +32,7 @@ PREFIX: Final = "SPENDGATE_"
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 LogFormat = Literal["json", "console"]
 
-SECRET_LENGTH_MIN: Final = 32
+SECRET_LENGTH_MIN: Final = 8
 
 
 class SettingsError(ValueError):

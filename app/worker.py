@@ -1,7 +1,8 @@
 """The worker: what has to happen without anyone asking.
 
-Owns the reaper (holds past their deadline are settled as recovered) and making the partitions of
-coming months. Owns no decision: `core.ledger` says what a recovered call is billed.
+Owns the reaper (holds past their deadline are settled as recovered), making the partitions of
+coming months, and dropping answers that are no longer replayed. Owns no decision: `core.ledger`
+says what a recovered call is billed.
 
 Invariants: any number of workers may run; an advisory lock leaves each round to one of them, and
 the ledger makes doing a thing twice harmless.
@@ -23,7 +24,7 @@ log = structlog.get_logger(__name__)
 REAPER_LOCK = 0x5BE9D6A7
 BATCH = 500
 PARTITIONS_AHEAD = 2
-PARTITIONS_EVERY = timedelta(hours=1)
+HOUSEKEEPING_EVERY = timedelta(hours=1)
 
 EXPIRED_SQL = """
 SELECT call_id::text, account_ids::text[] FROM holds WHERE deadline < now()
@@ -47,8 +48,8 @@ class Worker:
         self._tasks = [
             asyncio.create_task(self._every(self.reaper_period_s, self.reap), name="reaper"),
             asyncio.create_task(
-                self._every(PARTITIONS_EVERY.total_seconds(), self.make_partitions),
-                name="partitions",
+                self._every(HOUSEKEEPING_EVERY.total_seconds(), self.keep_house),
+                name="housekeeping",
             ),
         ]
 
@@ -90,10 +91,13 @@ class Worker:
             finally:
                 await connection.execute("SELECT pg_advisory_unlock(%s)", [REAPER_LOCK])
 
-    async def make_partitions(self) -> None:
-        """Make the partitions of this month and the next ones."""
+    async def keep_house(self) -> None:
+        """Make the partitions of this month and the next ones; drop answers of yesterday."""
         async with self.pool.connection() as connection:
             for ahead in range(PARTITIONS_AHEAD + 1):
                 await connection.execute(
                     "SELECT ensure_calls_partition(now() + make_interval(months => %s))", [ahead]
                 )
+            await connection.execute(
+                "DELETE FROM answers WHERE created_at < now() - interval '1 day'"
+            )

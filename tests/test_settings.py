@@ -95,7 +95,7 @@ def test_a_value_is_read(name: str, text: str, value: object) -> None:
         ("WORKER", "maybe", "must be true or false"),
         ("LOG_FORMAT", "xml", "must be one of json, console"),
         ("DATABASE_URL", "mysql://root:hunter2@h/d", "must begin with postgresql://"),
-        ("SECRET_KEY", "hunter2", "at least 32 characters"),
+        ("SECRET_KEY", "hunter", "at least 8 characters"),
         ("DATA_DIR", "~no-such-user-here/x", "not known here"),
     ],
 )
@@ -203,3 +203,9 @@ def test_a_socket_address_survives_the_spelling() -> None:
 def test_a_copy_with_changes_is_how_tests_vary_settings() -> None:
     changed = msgspec.structs.replace(Settings.from_env(HOME), port=1)
     assert changed.port == 1
+
+
+def test_the_readme_has_every_setting_with_its_default() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    for variable in VARIABLES:
+        assert f"| `{variable.env}` | {variable.default} | {variable.help} |" in readme

@@ -74,6 +74,10 @@ class Gate:
             self._by_key,
         )
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Gate":
+        """Litestar copies the routers that it nests; there is still one gate."""
+        return self
+
     async def admin(self, connection: AnyConnection, _: BaseRouteHandler) -> None:
         """Let admins in, and auditors who only look."""
         actor = await self._identify(connection)
@@ -154,6 +158,7 @@ class Change:
         self.connection = connection
         self.desk = desk
         self.at = desk.at
+        self._events = 0
 
     async def record(
         self,
@@ -173,10 +178,12 @@ class Change:
             object,
             object_id,
             at=self.at,
+            nth=self._events,
             before=before,
             after=after,
             reason=reason,
         )
+        self._events += 1
 
     def expect(self, record: msgspec.Struct) -> None:
         """Refuse to change a record that is not the one the client had in mind."""

@@ -9,6 +9,7 @@ nothing.
 """
 
 import re
+import traceback
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
@@ -183,7 +184,8 @@ def _on_failure(request: Request[Any, Any, Any], error: Exception) -> Response[A
         method=request.scope["method"],
         path=request.scope["path"],
         request_id=request_id_of(request.scope),
-        exc_info=error,
+        # As text: renderers of exceptions like to show the locals, and a body may hold secrets.
+        trace="".join(traceback.format_exception(error)),
     )
     return _answer(request, 500, "Something went wrong on our side.")
 

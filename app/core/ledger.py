@@ -316,13 +316,15 @@ class Books:
         hold = self.holds.get(call_id)
         if hold is None:
             return None
-        unpriced = hold.nano is None
-        more: dict[Meter, int] = {"tokens": tokens, "usd": 0 if unpriced else nano}
+        priced = hold.nano is not None
+        # A call that has had no token so far, and asks for none, is nothing to a token limit.
+        counts: dict[Meter, bool] = {"tokens": hold.tokens + tokens > 0, "usd": priced}
+        more: dict[Meter, int] = {"tokens": tokens, "usd": nano if priced else 0}
         limited = False
         for key in path:
             account = self.accounts[key.id]
             for limit in self.limits.get(key.owner_id, ()):
-                if limit.window != key.window or (limit.meter == "usd" and unpriced):
+                if limit.window != key.window or not counts[limit.meter]:
                     continue
                 limited = True
                 refusal = _refusal(key, account, limit, more[limit.meter])

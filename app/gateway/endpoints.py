@@ -46,7 +46,16 @@ _encode = msgspec.json.Encoder().encode
 class Request:
     """A request as far as its endpoint needs to understand it."""
 
-    __slots__ = ("content_type", "document", "fields", "model", "parts", "stream", "wants_usage")
+    __slots__ = (
+        "content_type",
+        "document",
+        "fields",
+        "forces_usage",
+        "model",
+        "parts",
+        "stream",
+        "wants_usage",
+    )
 
     def __init__(self, model: str, content_type: str) -> None:
         self.model = model
@@ -54,6 +63,8 @@ class Request:
         self.stream = False
         self.wants_usage = False
         """Whether the client itself asked a stream to report its usage."""
+        self.forces_usage = False
+        """Whether we ask for it in the client's stead, and so hide it again."""
         self.fields: dict[str, Raw] = {}
         self.parts: list[Part] = []
         self.document: int | Decimal | None = None
@@ -155,7 +166,7 @@ def read_form(body: bytes, content_type: str) -> Request:
         raise BadRequest("`file` is missing.", "file")
     if "model" not in single:
         raise BadRequest("`model` is missing.", "model")
-    request = Request(_text_of(single["model"]), content_type)
+    request = Request(_checked_model(_text_of(single["model"])), content_type)
     request.parts = parts
     if "stream" in single and _text_of(single["stream"]).lower() not in ("false", "0", ""):
         raise BadRequest("Streamed transcriptions are not served; leave `stream` out.", "stream")
@@ -164,12 +175,9 @@ def read_form(body: bytes, content_type: str) -> Request:
 
 def _text_of(part: Part) -> str:
     try:
-        text = part.data.decode()
+        return part.data.decode()
     except UnicodeDecodeError:
         raise BadRequest(f"`{part.name}` must be text in UTF-8.", part.name) from None
-    if len(text) > 1000 and part.name == "model":
-        raise BadRequest("`model` is too long.", "model")
-    return text
 
 
 def _model_of(raw: Raw | None) -> str:
@@ -179,8 +187,13 @@ def _model_of(raw: Raw | None) -> str:
         model = _decode_text(raw)
     except msgspec.DecodeError:
         raise BadRequest("`model` must be a string.", "model") from None
-    if not model or len(model) > 1000:
-        raise BadRequest("`model` must have from 1 to 1000 characters.", "model")
+    return _checked_model(model)
+
+
+def _checked_model(model: str) -> str:
+    # It is recorded with a refusal, and a database takes no control characters.
+    if not 1 <= len(model) <= 1000 or not model.isprintable():
+        raise BadRequest("`model` must have from 1 to 1000 printable characters.", "model")
     return model
 
 
@@ -214,14 +227,11 @@ def _reason(error: Exception) -> str:
 def body_for(request: Request, endpoint: Endpoint, upstream_model: str) -> tuple[bytes, str]:
     """Return the body and content type to send upstream."""
     if endpoint.reader == "form":
-        if upstream_model == request.model:
-            # `read_form` saw to it that what we read is what the provider will read.
-            pass
         return _form_bytes(request, upstream_model)
     fields = request.fields
     if upstream_model != request.model:
         fields["model"] = Raw(_encode(upstream_model))
-    if request.stream and endpoint.stream_meter is not None and not request.wants_usage:
+    if request.forces_usage:
         fields["stream_options"] = Raw(_forced_usage(fields.get("stream_options")))
     return _encode(fields), "application/json"
 
@@ -323,7 +333,9 @@ def audio_seconds(data: bytes, filename: str = "") -> Decimal | None:
     if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
         try:
             with wave.open(BytesIO(data)) as file:
-                bytes_per_second: int = file.getframerate() * file.getnchannels() * file.getsampwidth()
+                bytes_per_second: int = (
+                    file.getframerate() * file.getnchannels() * file.getsampwidth()
+                )
                 start = data.find(b"data") + 8
                 held = max(0, len(data) - start)
                 claimed = file.getnframes() * file.getnchannels() * file.getsampwidth()

@@ -36,7 +36,7 @@ from app.core.ledger import (
 from app.core.metering import Usage, tokens_of
 from app.core.money import nano_to_usd
 from app.core.preflight import Paths, dearest, demand_for
-from app.core.pricing import Price
+from app.core.pricing import COST_NANO_MAX, Price
 from app.core.refusals import OUTCOME_OF, Outcome, Reason, Refusal
 from app.gateway import metrics
 from app.gateway.endpoints import (
@@ -308,7 +308,7 @@ class Exchange:
                 )
             except LedgerUnavailable:
                 if call.allocation.ledger_outage == "allow":
-                    log.warning("call_let_through", call_id=call.id)
+                    self._let_through(call, demand)
                     break
                 await self._refuse(call, Refusal(Reason.LEDGER_UNAVAILABLE))
             if isinstance(result, Stale):
@@ -325,6 +325,17 @@ class Exchange:
             break
         if call.provider is None or not call.provider.credential:
             await self._refuse(call, Refusal(Reason.PROVIDER_UNAVAILABLE))
+
+    def _let_through(self, call: Call, demand: Demand) -> None:
+        """Note a call on the disk that goes upstream without a hold, in case we die with it."""
+        log.warning("call_let_through", call_id=call.id)
+        most = demand.open.most if demand.open is not None else 0
+        nano = None if demand.cost is None else min(demand.nano_at(most), COST_NANO_MAX)
+        assumed = Actual({}, demand.tokens_at(most), nano)
+        self.ledger.spool.intend(
+            Settlement(call.facts, "recovered", 200, assumed, call.started_at, estimated=True),
+            call.path,
+        )
 
     def _grantee(self, call: Call) -> Grantee | Refusal:
         directory = self.directory
@@ -413,6 +424,13 @@ class Exchange:
             request, provider = call.request, call.provider
             assert provider is not None
             self._clamp(call)
+            # Mistral reports usage by itself and refuses to be asked.
+            request.forces_usage = (
+                request.stream
+                and call.endpoint.stream_meter is not None
+                and not request.wants_usage
+                and provider.kind != "mistral"
+            )
             body, content_type = body_for(request, call.endpoint, call.model.upstream_model)
             prepared = self.upstream.request(
                 provider,
@@ -657,7 +675,7 @@ class _Relay:
         self.receive = receive
         self.send = send
         assert call.endpoint.stream_meter is not None
-        self.meter = call.endpoint.stream_meter(not call.request.wants_usage)
+        self.meter = call.endpoint.stream_meter(call.request.forces_usage)
         self.gone = False
         self.final: list[bytes] = []
         self.kept: list[bytes] = []

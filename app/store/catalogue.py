@@ -29,7 +29,7 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSONB, distinct_on
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from app.core.access import (
@@ -201,7 +201,7 @@ class Collection(Generic[Record]):
             await connection.execute(update(self.table).where(self.key == key).values(**values))
 
     def _record(self, row: Mapping[Any, Any]) -> Record:
-        return msgspec.convert(dict(row), self.record)
+        return msgspec.convert({str(name): value for name, value in row.items()}, self.record)
 
 
 def _columns(table: Table, *names: str) -> list[ColumnElement[Any]]:
@@ -371,7 +371,7 @@ async def prices_in_force(
     table = schema.prices
     statement = (
         select(table.c.id)
-        .distinct(table.c.model)
+        .ext(distinct_on(table.c.model))
         .where(table.c.model.in_(slugs), table.c.effective_from <= at)
         .order_by(table.c.model, table.c.effective_from.desc())
     )

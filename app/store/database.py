@@ -63,6 +63,8 @@ class Database:
             pool_timeout=5,
             # PostgreSQL may have been restarted since the connection was last used.
             pool_pre_ping=True,
+            # Hashes and sealed credentials are among them, and errors are logged.
+            hide_parameters=True,
             connect_args={"options": OPTIONS, "connect_timeout": 3},
             json_serializer=lambda value: msgspec.json.encode(value).decode(),
             json_deserializer=functools.partial(json.loads, parse_float=Decimal),

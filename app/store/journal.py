@@ -8,7 +8,7 @@ without the other; events are never edited or deleted (the database refuses).
 """
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -51,14 +51,16 @@ async def record(
     object_id: str,
     *,
     at: datetime,
+    nth: int = 0,
     before: Any = None,
     after: Any = None,
     reason: str | None = None,
 ) -> None:
-    """Write an event, in the transaction of its change."""
+    """Write the `nth` event of a change, in its transaction."""
     await connection.execute(
         insert(schema.audit).values(
-            id=uuid7(at),
+            # Ids order events; those of one change happen at one instant.
+            id=uuid7(at + timedelta(milliseconds=nth)),
             at=at,
             actor=author.actor,
             actor_id=author.actor_id,

@@ -368,6 +368,8 @@ class Ledger:
         op = _Settle(settlement, accounts, answer)
         op.careful = replayed
         result: Settled = await self._submit(op)
+        if result.booking != "spooled":
+            self.spool.settled(settlement.facts.id)
         return result
 
     async def extend(
@@ -702,7 +704,7 @@ class Ledger:
                 self.spool.keep_refused(
                     [e for e, r in zip(entries, results, strict=True) if isinstance(r, Exception)]
                 )
-            self.spool.taken()
+            self.spool.replayed(entries)
 
     def _probe(self) -> None:
         """Wake the loop with an operation that changes nothing, to find PostgreSQL again."""

@@ -10,7 +10,6 @@ Invariant: every column here is one of the migrated database, with that type (a 
 from typing import Final
 
 from sqlalchemy import (
-    ARRAY,
     BigInteger,
     Boolean,
     Column,
@@ -21,7 +20,7 @@ from sqlalchemy import (
     Table,
     Text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, UUID
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 
 _id: Final = UUID(as_uuid=False)
 _instant: Final = DateTime(timezone=True)

@@ -12,6 +12,7 @@ import fcntl
 import os
 import uuid
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,13 @@ class Entry(msgspec.Struct, frozen=True):
 
     settlement: Settlement
     accounts: tuple[AccountKey, ...]
+    intent: bool = False
+    """What to book if the process dies before the call's real settlement."""
+
+    @property
+    def call_id(self) -> str:
+        """The call that it settles."""
+        return self.settlement.facts.id
 
 
 _encode = msgspec.json.Encoder(decimal_format="number").encode
@@ -34,13 +42,13 @@ _decode = msgspec.json.Decoder(Entry).decode
 
 
 class Spool:
-    """The settlements of this process that PostgreSQL has not confirmed."""
+    """The settlements of this process that PostgreSQL has not confirmed, by call."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._entries: list[Entry] = []
-        self._taken = 0
+        self._entries: dict[str, Entry] = {}
+        self._intents: dict[str, Entry] = {}
         self._path = directory / f"{uuid.uuid4().hex}.spool"
         self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 - lives as long as we do
         # Held for life: a spool file that can be locked belongs to a process that is gone.
@@ -50,27 +58,37 @@ class Spool:
     @property
     def pending(self) -> int:
         """How many settlements wait to be replayed."""
-        return len(self._entries) - self._taken
+        return len(self._entries)
 
     def append(self, settlement: Settlement, accounts: tuple[AccountKey, ...]) -> None:
         """Put a settlement on the disk; when this returns it survives the process."""
         entry = Entry(settlement, accounts)
         self._write([entry])
-        self._entries.append(entry)
+        self._entries[entry.call_id] = entry
+        self._intents.pop(entry.call_id, None)
 
-    def take(self) -> list[Entry]:
-        """Return what waits to be replayed; it stays on the disk until `taken`."""
-        batch = self._entries[self._taken : self._taken + 256]
-        self._taken += len(batch)
-        return batch
+    def intend(self, settlement: Settlement, accounts: tuple[AccountKey, ...]) -> None:
+        """Put on the disk what to book if the process dies before the call's real settlement."""
+        entry = Entry(settlement, accounts, intent=True)
+        self._write([entry])
+        self._intents[entry.call_id] = entry
 
-    def taken(self) -> None:
-        """Forget what was taken: the ledger has answered for it."""
-        self._entries = self._entries[self._taken :]
-        self._taken = 0
-        if not self._entries:
-            os.ftruncate(self._file.fileno(), 0)
-            os.fsync(self._file.fileno())
+    def settled(self, call_id: str) -> None:
+        """Forget the intent of a call that is in the books."""
+        if self._intents.pop(call_id, None) is not None:
+            self._empty()
+
+    def take(self, most: int = 256) -> list[Entry]:
+        """Return what waits to be replayed; it stays until `replayed`."""
+        return list(islice(self._entries.values(), most))
+
+    def replayed(self, entries: Sequence[Entry]) -> None:
+        """Forget entries that the ledger has answered for."""
+        for entry in entries:
+            # Spooled anew in the meantime, it is another entry and stays.
+            if self._entries.get(entry.call_id) is entry:
+                del self._entries[entry.call_id]
+        self._empty()
 
     def keep_refused(self, entries: Sequence[Entry]) -> None:
         """Set aside settlements that the database will not take, for a person to look at."""
@@ -82,9 +100,15 @@ class Spool:
 
     def close(self) -> None:
         """Release the file; an empty one is removed."""
-        if not self._entries:
+        if not self._entries and not self._intents:
             self._path.unlink(missing_ok=True)
         self._file.close()
+
+    def _empty(self) -> None:
+        """Empty the file once nothing in it matters any more."""
+        if not self._entries and not self._intents:
+            os.ftruncate(self._file.fileno(), 0)
+            os.fsync(self._file.fileno())
 
     def _write(self, entries: Sequence[Entry]) -> None:
         self._file.write(b"".join(_encode(entry) + b"\n" for entry in entries))
@@ -100,10 +124,11 @@ class Spool:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     continue
-                entries = list(_read(file.read()))
+                # Of a call's lines the last one counts: a settlement follows its intent.
+                entries = {entry.call_id: entry for entry in _read(file.read())}
                 if entries:
-                    self._write(entries)
-                    self._entries.extend(entries)
+                    self._write(list(entries.values()))
+                    self._entries.update(entries)
                     log.warning("spool_adopted", entries=len(entries))
                 path.unlink()
 
