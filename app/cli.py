@@ -57,6 +57,7 @@ from app.store.postgres import EmbeddedPostgres, PostgresUnavailable
 # Alembic and SQLAlchemy take a second to import. What needs them imports them where it does, so
 # that help and refusals come at once.
 if TYPE_CHECKING:
+    from app import demo as sample
     from app.main import Front
     from app.store.admin import PriceVersion
     from app.store.database import Connection
@@ -117,6 +118,8 @@ def _explained(error: Exception) -> str | None:
             return f"the database does not answer: {_one_line(error.__cause__ or error)}"
         case OSError():
             return _one_line(error)
+        case _ if type(error).__name__ == "DemoFailed":
+            return str(error)
         case _:
             return None
 
@@ -479,20 +482,23 @@ class _DryRun(Exception):
         self.added = added
 
 
-@main.command(epilog=_example("spendgate reconcile || echo 'the books do not add up'"))
-@_settings("DATABASE_URL", "DATA_DIR")
-def reconcile(**options: str | None) -> None:
+@main.command(epilog=_example("spendgate reconcile --at-rest || echo 'the books do not add up'"))
+@click.option("--at-rest", is_flag=True, help="Nothing is in flight, so nothing may be held.")
+@_settings("DATABASE_URL", "DATA_DIR", "REAPER_PERIOD_S")
+def reconcile(at_rest: bool, **options: str | None) -> None:
     """Check that the books add up, account by account and call by call.
 
-    Prints each discrepancy. Exits with 0 if there is none, else with 1. Safe to run at any time,
-    also against a running server.
+    Prints each discrepancy. Exits with 0 if there is none, else with 1. It reads one snapshot, so
+    it may run at any time, also beside a running server.
     """
     from app.store.reconcile import reconcile as check
 
     settings = _read_settings(options)
     with _opened(settings) as dsn:
+        _check_revision(dsn)
         started = time.monotonic()
-        found = asyncio.run(check(dsn, _say))
+        period_s = settings.reaper_period_s
+        found = asyncio.run(check(dsn, _progress, at_rest=at_rest, reaper_period_s=period_s))
     for discrepancy in found:
         click.echo(str(discrepancy))
     took = f"({time.monotonic() - started:.1f} s)"
@@ -500,6 +506,118 @@ def reconcile(**options: str | None) -> None:
         click.echo(f"The books do not add up: {len(found)} discrepancies {took}.")
         raise click.exceptions.Exit(1)
     click.echo(f"The books add up {took}.")
+
+
+def _progress(done: int, total: int, what: str) -> None:
+    if done < total:
+        _say(f"Checking {what} ({done + 1} of {total}) …")
+
+
+@main.command(
+    epilog=_example(
+        "spendgate demo --port 8080",
+        "spendgate demo --data-dir /tmp/demo --credentials /tmp/demo.json --reset",
+    )
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".data/demo"),
+    show_default=True,
+    help="Where its database and its secrets are kept between runs.",
+)
+@click.option(
+    "--credentials",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write address, sign-ins, token and key to this file, once it is ready to serve.",
+)
+@click.option("--reset", is_flag=True, help="Begin anew: delete what former runs left.")
+def demo(port: int, host: str, data_dir: Path, credentials: Path | None, reset: bool) -> None:
+    """Show the whole of it: sample data, a simulated provider, an embedded PostgreSQL.
+
+    Runs in the foreground until Ctrl-C. A further run goes on with the same data. Other settings
+    are taken from the environment as usual, but for those of the database, the secret and the
+    number of processes: the demo has its own.
+    """
+    from app import demo as sample
+
+    signals = Signals()
+    signals.install()
+    started = time.monotonic()
+    try:
+        with sample.Home(data_dir.expanduser().absolute()) as home:
+            failure = _run_demo(home, port, host, credentials, reset, signals, started)
+    except KeyboardInterrupt:
+        failure = None
+    if failure is not None:
+        raise click.ClickException(failure)
+    _say("Stopped.")
+
+
+def _run_demo(
+    home: sample.Home,
+    port: int,
+    host: str,
+    credentials: Path | None,
+    reset: bool,
+    signals: Signals,
+    started: float,
+) -> str | None:
+    """Run the demo until it is stopped; return why it failed, if it did."""
+    from app import demo as sample
+    from app.store.vault import Vault
+
+    kept = {k: v for k, v in os.environ.items() if k not in sample.SETTINGS_OF_ITS_OWN}
+    given = {"HOST": host, "PORT": str(port), "DATA_DIR": str(home.directory), "WORKERS": "1"}
+    quiet = {"SPENDGATE_LOG_LEVEL": "warning", "SPENDGATE_LOG_FORMAT": "console"}
+    environ = {**quiet, **kept, **{f"SPENDGATE_{name}": text for name, text in given.items()}}
+    settings = Settings.from_env(environ)
+    configure_log(settings.log_level, settings.log_format)
+    if credentials is not None:
+        # That it is there says that the demo is ready.
+        credentials.unlink(missing_ok=True)
+    with listening(settings) as sockets, contextlib.ExitStack() as stack:
+        if reset:
+            _say("Deleting what former runs left …")
+            home.reset()
+        home.recall()
+        _say(f"Starting the embedded PostgreSQL in {home.directory} …")
+        dsn = stack.enter_context(database(settings, signals))
+        prepare(settings, dsn, migrate=True)
+        asyncio.run(home.enter(dsn, Vault(settings.secret_key())))
+        provider = stack.enter_context(home.provider())
+        for name in sample.SETTINGS_OF_ITS_OWN:
+            os.environ.pop(name, None)
+        os.environ.update({**environ, "SPENDGATE_DATABASE_URL": dsn})
+        failures: list[Exception] = []
+        url = address_of(sockets)
+
+        def set_the_scene(stop: Callable[[], None]) -> None:
+            try:
+                scene = sample.Scene(home, url, provider.base_url, _say)
+                access = scene.set()
+                card = sample.card(access, scene.standings(), home.directory)
+                if credentials is not None:
+                    sample.write_secret(credentials, access)
+                click.echo(card)
+                _say(f"Ready after {time.monotonic() - started:.1f} s.")
+            except Exception as error:
+                # Once the server is stopping it is no wonder that it does not answer.
+                if not signals.stopping:
+                    failures.append(error)
+                    stop()
+
+        def on_ready(stop: Callable[[], None]) -> None:
+            threading.Thread(target=set_the_scene, args=[stop], name="scene", daemon=True).start()
+
+        _say("Starting the server …")
+        if run_server(settings, sockets, signals, on_ready):
+            return "the server did not start; the reason is above"
+        if failures and not isinstance(failures[0], OSError | sample.DemoFailed):
+            raise failures[0]
+        return str(failures[0]) if failures else None
 
 
 # ---------------------------------------------------------------------------------- price files
@@ -622,6 +740,17 @@ def _opened(settings: Settings) -> Iterator[str]:
         yield dsn
 
 
+def _check_revision(dsn: str) -> None:
+    from app.store import migrate as migrations
+
+    at, head = migrations.current(dsn), migrations.head()
+    if at != head:
+        raise click.ClickException(
+            f"the database is at revision {at or 'none'}, and this version of Spendgate needs "
+            f"{head}. Run: spendgate migrate"
+        )
+
+
 @contextlib.contextmanager
 def _checked() -> Iterator[None]:
     """What the control API would refuse, the command line refuses in the same words."""
@@ -653,11 +782,8 @@ def _in_transaction(
     with _opened(settings) as dsn:
         if settings.database_url is None:
             migrations.upgrade(dsn, progress=_say)
-        elif (at := migrations.current(dsn)) != migrations.head():
-            raise click.ClickException(
-                f"the database is at revision {at}, and this version needs {migrations.head()}. "
-                f"Run: spendgate migrate"
-            )
+        else:
+            _check_revision(dsn)
         if vault is not None:
             _claim(dsn, vault)
         return asyncio.run(run(dsn))

@@ -39,7 +39,11 @@ def configure(level: str, format: LogFormat) -> None:
     if format == "json":
         rendered = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
-        rendered = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        # Not the default: it prints local variables, credentials among them.
+        plain = structlog.dev.plain_traceback
+        rendered = [
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)
+        ]
     structlog.configure(
         processors=[*shared, *rendered],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),

@@ -18,11 +18,12 @@ import structlog
 from litestar import Litestar, Response, get
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import SwaggerRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
 from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
 from psycopg_pool import AsyncConnectionPool
 
 import app
-from app.control import ControlDeps, control_router
+from app.control import CONTROL_EXCEPTION_HANDLERS, ControlDeps, control_router
 from app.core.preflight import Paths
 from app.core.windows import Calendar
 from app.gateway.door import Door
@@ -212,8 +213,13 @@ def create_app(settings: Settings, database_url: str) -> Front:
             version=app.__version__,
             description="An AI gateway that never overspends.",
             path="/api/schema",
+            components=Components(
+                security_schemes={"bearer": SecurityScheme(type="http", scheme="bearer")}
+            ),
             render_plugins=[SwaggerRenderPlugin()],
         ),
+        # What routing itself refuses under /api never reaches the router.
+        exception_handlers=CONTROL_EXCEPTION_HANDLERS,
         logging_config=None,
         debug=False,
     )

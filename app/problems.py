@@ -9,12 +9,11 @@ a stack trace; only `quota_reserved` carries `Retry-After`, because SDKs sleep o
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 
 import msgspec
 
 from app.core.money import nano_to_usd
-from app.core.refusals import Reason, Refusal, Shortfall
+from app.core.refusals import LimitDocument, Reason, Refusal, Shortfall, limit_document
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -30,7 +29,7 @@ class Problem(msgspec.Struct, frozen=True):
     retry: bool = False
     retry_after: str | None = None
     scope: str | None = None
-    limit: dict[str, object] | None = None
+    limit: LimitDocument | None = None
 
     def openai(self) -> bytes:
         """Return the body in OpenAI's envelope."""
@@ -136,26 +135,6 @@ def problem_of(refusal: Refusal) -> Problem:
     )
 
 
-def limit_document(shortfall: Shortfall) -> dict[str, object]:
-    """Return `error.limit`: USD as decimal strings, tokens as integers."""
-
-    def shown(value: int) -> object:
-        return nano_to_usd(value) if shortfall.meter == "usd" else value
-
-    return {
-        "owner": shortfall.owner,
-        "owner_id": shortfall.owner_id,
-        "meter": shortfall.meter,
-        "window": shortfall.window,
-        "amount": shown(shortfall.amount),
-        "used": shown(shortfall.used),
-        "held": shown(shortfall.held),
-        "needed": shown(shortfall.needed),
-        "remaining": shown(shortfall.remaining),
-        "resets_at": rfc3339(shortfall.resets_at),
-    }
-
-
 def bad_request(message: str, param: str | None = None, code: str = "invalid_request") -> Problem:
     """Return a 400: the message says what to change."""
     return Problem(400, "invalid_request_error", code, message, param)
@@ -199,11 +178,6 @@ def upstream_timeout() -> Problem:
 def internal_error() -> Problem:
     """Return the 500 that should never be seen; it says nothing but that."""
     return Problem(500, "server_error", "internal_error", "Something went wrong on our side.")
-
-
-def rfc3339(at: datetime | None) -> str | None:
-    """Write an instant as RFC 3339 in UTC."""
-    return None if at is None else at.isoformat().replace("+00:00", "Z")
 
 
 def control_problem(

@@ -80,13 +80,18 @@ class Worker:
                     if not expired:
                         return settled
                     results = await asyncio.gather(
-                        *(self.ledger.recover(id, tuple(accounts)) for id, accounts in expired)
+                        *(self.ledger.recover(id, tuple(accounts)) for id, accounts in expired),
+                        return_exceptions=True,
                     )
                     booked = sum(result == "booked" for result in results)
                     settled += booked
                     if booked:
                         log.warning("calls_recovered", count=booked)
-                    if not any(result is not None for result in results):
+                    failed = [result for result in results if isinstance(result, BaseException)]
+                    if failed:
+                        # One hold that cannot be recovered must not keep the others waiting.
+                        log.error("calls_not_recovered", count=len(failed), error=repr(failed[0]))
+                    if not any(isinstance(result, str) for result in results):
                         return settled
             finally:
                 await connection.execute("SELECT pg_advisory_unlock(%s)", [REAPER_LOCK])

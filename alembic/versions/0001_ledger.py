@@ -143,7 +143,7 @@ CREATE TRIGGER allocations_touch BEFORE INSERT OR UPDATE ON allocations
     FOR EACH ROW EXECUTE FUNCTION directory_touch();
 -- Not `used_at`: a one-shot key is used up inside the reserving transaction itself.
 CREATE TRIGGER keys_touch
-    BEFORE INSERT OR UPDATE OF digest, allocation_ids, expires_at, revoked_at ON keys
+    BEFORE INSERT OR UPDATE OF digest, allocation_ids, expires_at, revoked_at, one_shot ON keys
     FOR EACH ROW EXECUTE FUNCTION directory_touch();
 
 -- Limits are read under the account locks of each reserve, so they need no version.

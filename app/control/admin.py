@@ -900,12 +900,7 @@ async def change_key(
         key = await _current(change, catalogue.keys, key_id, "key")
         if allocation_ids:
             await _fit_one_key(change, key.member_id, allocation_ids)
-        changed = await _update(change, catalogue.keys, "key", key, values)
-        if changed.one_shot != key.one_shot:
-            # The directory is told of changes to what a key opens, not of this one.
-            opened = {"allocation_ids": changed.allocation_ids}
-            await catalogue.keys.change(change.connection, key_id, opened)
-        return changed
+        return await _update(change, catalogue.keys, "key", key, values)
 
     return await desk.write(work)
 

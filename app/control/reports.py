@@ -155,16 +155,15 @@ def _usage_query(
 
 
 async def _usage(desk: Desk, query: UsageQuery) -> UsageDocument:
-    items: list[UsageRow] = []
     async with desk.deps.database.snapshot() as connection:
-        async for row in usage.usage_rows(connection, query):
-            if len(items) == GROUPS_MAX:
-                raise Refused(
-                    422,
-                    f"These are more than {GROUPS_MAX} groups: ask for a shorter time, "
-                    "or for usage.csv, which has no end.",
-                )
-            items.append(row)
+        rows = usage.usage_rows(connection, query, most=GROUPS_MAX + 1)
+        items = [row async for row in rows]
+    if len(items) > GROUPS_MAX:
+        raise Refused(
+            422,
+            f"These are more than {GROUPS_MAX} groups: ask for a shorter time, "
+            "or for usage.csv, which has no end.",
+        )
     return UsageDocument(query.since, query.until, list(query.group_by), items)
 
 
@@ -233,9 +232,7 @@ async def _csv(desk: Desk, query: UsageQuery) -> AsyncGenerator[str, None]:
     ]
     async with desk.deps.database.snapshot() as connection:
         await usage.be_patient(connection)
-        async with contextlib.aclosing(
-            cast(AsyncGenerator[UsageRow, None], usage.usage_rows(connection, query))
-        ) as rows:
+        async with contextlib.aclosing(usage.usage_rows(connection, query)) as rows:
             first = await anext(rows, None)
             yield _line(columns)
             if first is None:
@@ -268,7 +265,8 @@ def cell(value: Any) -> str:
     shown = str(value)
     if _is_number(shown):
         return shown
-    return f"'{shown}" if shown.lstrip()[:1] in _FORMULA_STARTS or shown[:1] in "\t\r\n" else shown
+    risky = shown.lstrip()[:1] in _FORMULA_STARTS or shown[:1] in ("\t", "\r", "\n")
+    return f"'{shown}" if risky else shown
 
 
 _FORMULA_STARTS: Final = frozenset("=+-@|%＝＋－＠")

@@ -16,7 +16,6 @@ from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any, Final, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
-from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -129,7 +128,7 @@ def reason(value: str | None) -> str | None:
     """Check the reason of a change."""
     if value is None:
         return None
-    return text("reason", value.replace("\n", " "), most=1000, least=0) or None
+    return text("reason", " ".join(value.split()), most=1000, least=0) or None
 
 
 def email(value: str) -> str:
@@ -306,8 +305,3 @@ def after(cursor: str | None, is_key: Callable[[str], object] = _UUID.fullmatch)
     if not is_key(key):
         raise Refused(400, "The cursor is not one that we gave: begin again without it.")
     return key
-
-
-def text_of(id: UUID) -> str:
-    """Write an id as the books have it."""
-    return str(id)

@@ -13,6 +13,8 @@ from typing import Literal
 
 import msgspec
 
+from app.core.money import nano_to_usd
+
 Outcome = Literal[
     "success",
     "client_disconnected",
@@ -83,6 +85,41 @@ class Shortfall(msgspec.Struct, frozen=True, gc=False):
     def remaining(self) -> int:
         """What is neither used nor held."""
         return max(0, self.amount - self.used - self.held)
+
+
+class LimitDocument(msgspec.Struct, frozen=True):
+    """A shortfall as people read it: USD as decimal strings, tokens as numbers."""
+
+    owner: str
+    owner_id: str
+    meter: str
+    window: str
+    amount: int | str
+    used: int | str
+    held: int | str
+    needed: int | str
+    remaining: int | str
+    resets_at: datetime | None
+
+
+def limit_document(shortfall: Shortfall) -> LimitDocument:
+    """Write out a shortfall for an error or a recorded call."""
+
+    def shown(value: int) -> int | str:
+        return nano_to_usd(value) if shortfall.meter == "usd" else value
+
+    return LimitDocument(
+        shortfall.owner,
+        shortfall.owner_id,
+        shortfall.meter,
+        shortfall.window,
+        shown(shortfall.amount),
+        shown(shortfall.used),
+        shown(shortfall.held),
+        shown(shortfall.needed),
+        shown(shortfall.remaining),
+        shortfall.resets_at,
+    )
 
 
 class Refusal(msgspec.Struct, frozen=True, gc=False):

@@ -16,7 +16,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
 import psycopg
@@ -84,6 +84,8 @@ REQUEST_ID_LENGTH_MAX = 128
 LINGER_S = 5.0
 """How long to read on for the usage of a stream whose client has left."""
 CHECKPOINT_S = 1.0
+PATIENCE = timedelta(seconds=0.25)
+"""How long a client surely waits for an answer."""
 ANSWER_BYTES_MAX = 8 * 2**20
 """The largest answer kept for an Idempotency-Key."""
 EVENT_BYTES_MAX = 32 * 2**20
@@ -97,8 +99,10 @@ PASSED_HEADERS = ("content-type", "retry-after", "openai-processing-ms", "conten
 class Refused(Exception):
     """The call is answered with a problem instead."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, call_id: str | None = None) -> None:
         self.problem = problem
+        self.call_id = call_id
+        """The call that is recorded with this end; None if none is."""
 
 
 class Call:
@@ -200,7 +204,7 @@ class Exchange:
                 if call.answer_key is not None:
                     await self.answers.release(call.key.id, call.answer_key, call.id)
         except Refused as refused:
-            await send_problem(send, refused.problem, request_id, call.id if call else None)
+            await send_problem(send, refused.problem, request_id, refused.call_id)
         except BadRequest as error:
             problem = bad_request(str(error), error.param or None)
             await send_problem(send, problem, request_id, None)
@@ -415,7 +419,7 @@ class Exchange:
             path,
         )
         metrics.ended(call.endpoint.name, outcome)
-        raise Refused(problem)
+        raise Refused(problem, call.id)
 
     # Forwarding
 
@@ -469,7 +473,10 @@ class Exchange:
         clamp = call.endpoint.clamp
         if granted is None or clamp is None or call.allocation.overrun_policy != "strict":
             return
-        known = opened.unit == "page" or call.model.max_output_tokens is not None
+        # What is assumed of a model or a document binds nobody until it is written; what a model
+        # cannot exceed need not be, and some providers refuse a maximum as large as the window.
+        model = call.model
+        known = opened.unit != "page" and bool(model.max_output_tokens or model.context_window)
         if granted < opened.most or not known:
             assert call.provider is not None
             clamp(call.request, call.provider, granted)
@@ -484,7 +491,9 @@ class Exchange:
         estimated = False
         if usage is None:
             usage, estimated = self._estimate(call, body)
-        gone = await _left(receive)
+        # Nobody leaves sooner, and looking costs a twentieth of a short call.
+        patient = datetime.now(UTC) - call.started_at > PATIENCE
+        gone = patient and await _left(receive)
         headers = _passed(response)
         answer = self._kept(call, status, headers, body)
         standing = await self._settle(
@@ -617,7 +626,7 @@ class Exchange:
         await self._settle(
             call, "upstream_error", problem.status, {}, error_message=problem.message
         )
-        raise Refused(problem)
+        raise Refused(problem, call.id)
 
     async def _provider_error(
         self, call: Call, status: int, body: bytes, response: Any, send: Send
@@ -635,7 +644,7 @@ class Exchange:
             error_message=f"{status}: {text}",
         )
         if not client_sees:
-            raise Refused(upstream_failed(f"The provider failed with status {status}."))
+            raise Refused(upstream_failed(f"The provider failed with status {status}."), call.id)
         headers = [
             *_passed(response),
             (b"x-should-retry", b"true" if status in (408, 429) else b"false"),
@@ -739,7 +748,8 @@ class _Relay:
             error_message=broken.message if broken is not None else None,
         )
         if broken is not None:
-            self.final.append(broken.event())
+            # The error must not become part of an event that was cut.
+            self.final = [_whole_events(b"".join(self.final)), broken.event()]
         if not self.gone:
             await self.send(
                 {"type": "http.response.body", "body": b"".join(self.final), "more_body": False}
@@ -852,6 +862,12 @@ def request_id_of(headers: dict[bytes, bytes]) -> str:
     if value is not None and 0 < len(value) <= REQUEST_ID_LENGTH_MAX and _printable(value):
         return value.decode("ascii")
     return f"req_{uuid7()}"
+
+
+def _whole_events(data: bytes) -> bytes:
+    """Return the events of a stream without one that has no end."""
+    ends = (b"\n\n", b"\r\n\r\n", b"\r\r")
+    return data[: max(data.rfind(end) + len(end) if end in data else 0 for end in ends)]
 
 
 def _printable(value: bytes) -> bool:

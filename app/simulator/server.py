@@ -32,7 +32,7 @@ from typing import Any, Literal
 
 import msgspec
 import uvicorn
-from multipart import (  # type: ignore[import-untyped]
+from multipart import (
     MultipartError,
     MultipartParser,
     parse_options_header,

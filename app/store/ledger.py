@@ -146,7 +146,14 @@ SELECT * FROM json_to_recordset($1::json)
 ORDER BY id ON CONFLICT DO NOTHING
 """
 
-MAKE_PARTITION = b"SELECT ensure_calls_partition($1::timestamptz)"
+# Of the months that the ids say, as PostgreSQL reads them: then no id can be left without one.
+MAKE_PARTITIONS = b"""
+SELECT ensure_calls_partition(month) FROM (
+    SELECT DISTINCT date_trunc('month', to_timestamp(milliseconds / 1000.0), 'UTC') AS month
+    FROM (SELECT ('x' || left(replace(id::text, '-', ''), 12))::bit(48)::bigint AS milliseconds
+          FROM unnest($1::uuid[]) AS id) AS ids
+) AS months
+"""
 OPTIONS = "-c lock_timeout=4s -c idle_in_transaction_session_timeout=10s"
 """A replica that stalls with locks in its hands must not stall the others."""
 
@@ -302,6 +309,7 @@ class Ledger:
         self.batches = 0
         self.operations = 0
         self._queue: deque[_Op] = deque()
+        self._batch: list[_Op] = []
         self._wake = asyncio.Event()
         self._pipe: Pipe | None = None
         self._deadline = f"{hold_deadline_s} seconds".encode()
@@ -331,11 +339,13 @@ class Ledger:
         for task in self._tasks[1:]:
             task.cancel()
         if self._tasks:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._tasks[0], self.wait_s + 2)
+            await asyncio.wait(self._tasks[:1], timeout=self.wait_s + 2)
+            self._tasks[0].cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for op in self._queue:
-            self._give_up(op)
+        # The loop may have been stopped in the middle of a batch that hung.
+        for op in dict.fromkeys([*self._batch, *self._queue]):
+            if op.future.cancelled() or not op.future.done():
+                self._give_up(op)
         self._queue.clear()
         await self._disconnect()
 
@@ -404,15 +414,16 @@ class Ledger:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            if self._pipe is None and not await self._connect():
+            if (self._pipe is None or self._pipe.broken) and not await self._connect():
                 self._shed()
                 if self._stopping and not self._queue:
                     return
                 await asyncio.sleep(0.1)
                 continue
-            batch = self._take()
-            if batch:
-                await self._run_batch(batch)
+            self._batch = self._take()
+            if self._batch:
+                await self._run_batch(self._batch)
+                self._batch = []
 
     def _take(self) -> list[_Op]:
         batch: list[_Op] = []
@@ -428,24 +439,16 @@ class Ledger:
         try:
             # A connection that hangs is a connection that is gone.
             async with asyncio.timeout(self.wait_s + 2):
-                await self._commit(batch)
+                await self._commit_or_prepare(batch)
+        except (psycopg.errors.DeadlockDetected, psycopg.errors.LockNotAvailable):
+            await self._rollback()
+            self._try_again(batch)
         except (psycopg.OperationalError, psycopg.InterfaceError, TimeoutError, OSError) as error:
-            if isinstance(error, psycopg.errors.DeadlockDetected | psycopg.errors.LockNotAvailable):
-                await self._rollback()
-                self._queue.extendleft(reversed(batch))
-                return
             log.warning("ledger_connection_lost", error=type(error).__name__)
             await self._disconnect()
             self._went_down()
             for op in batch:
                 self._give_up(op)
-        except psycopg.errors.CheckViolation as error:
-            await self._rollback()
-            if "no partition" in str(error):
-                await self._make_partitions(batch)
-                self._queue.extendleft(reversed(batch))
-            else:
-                await self._one_by_one(batch, error)
         except psycopg.Error as error:
             await self._rollback()
             await self._one_by_one(batch, error)
@@ -454,13 +457,37 @@ class Ledger:
             await self._rollback()
             await self._one_by_one(batch, error)
 
+    async def _commit_or_prepare(self, batch: list[_Op]) -> None:
+        """Commit a batch; or make the partition that it lacks, and leave it for the next turn."""
+        try:
+            await self._commit(batch)
+        except psycopg.errors.CheckViolation as error:
+            if "no partition" not in str(error):
+                raise
+            await self._rollback()
+            await self._make_partitions(batch)
+            self._queue.extendleft(reversed(batch))
+
+    def _try_again(self, batch: list[_Op]) -> None:
+        """Put a batch back in front of the queue, but for what has waited long enough."""
+        now = time.monotonic()
+        for op in reversed(batch):
+            if now - op.created < self.wait_s:
+                self._queue.appendleft(op)
+            else:
+                self._give_up(op)
+
     async def _one_by_one(self, batch: list[_Op], error: Exception) -> None:
         """Find the operation that spoils its batch, so that the others need not suffer."""
         if len(batch) == 1 and batch[0].careful:
             log.error("ledger_operation_failed", error=str(error))
             batch[0].fail(error)
             return
-        for op in batch:
+        for position, op in enumerate(batch):
+            if self._pipe is None:
+                # It went meanwhile; what is left goes over the next connection.
+                self._queue.extendleft(reversed(batch[position:]))
+                return
             op.careful = True
             await self._run_batch([op])
 
@@ -508,9 +535,8 @@ class Ledger:
         if len(found_accounts) < len(accounts):
             await self._rollback()
             known = {account.id for account in found_accounts}
-            await self._create_accounts(
-                [key for key in accounts.values() if key is not None and key.id not in known]
-            )
+            missing = [key for id, key in accounts.items() if id not in known]
+            await self._create_accounts(missing)
             self._queue.extendleft(reversed(batch))
             return
         usable = {_text(keys[0], row) for row in range(keys[0].ntuples)} if keys else set()
@@ -622,6 +648,7 @@ class Ledger:
     # Around the loop
 
     async def _connect(self) -> bool:
+        await self._disconnect()
         try:
             self._pipe = await Pipe.open(self.dsn, options=OPTIONS)
         except (psycopg.Error, OSError) as error:
@@ -640,7 +667,8 @@ class Ledger:
         if self._pipe is None:
             return
         try:
-            await self._pipe.run([(b"ROLLBACK", ())])
+            async with asyncio.timeout(self.wait_s):
+                await self._pipe.run([(b"ROLLBACK", ())])
         except (psycopg.Error, OSError):
             await self._disconnect()
 
@@ -664,26 +692,35 @@ class Ledger:
 
     def _give_up(self, op: _Op) -> None:
         """Answer an operation that PostgreSQL did not confirm."""
-        if isinstance(op, _Settle):
-            self.spool.append(op.settlement, op.accounts)
-            op.done(Settled("spooled", None))
-        else:
+        if not isinstance(op, _Settle):
             op.fail(LedgerUnavailable())
+            return
+        try:
+            self.spool.append(op.settlement, op.accounts)
+        except OSError as error:
+            # Neither the database nor the disk takes it: what is left is to recover its hold.
+            log.critical("settlement_lost", call=op.settlement.facts.id, error=str(error))
+            op.fail(LedgerUnavailable())
+        else:
+            op.done(Settled("spooled", None))
 
-    async def _create_accounts(self, missing: Sequence[AccountKey]) -> None:
+    async def _create_accounts(self, missing: Sequence[AccountKey | None]) -> None:
         """Create the accounts of a period's first calls, in a transaction of their own.
 
         Inserting them while others are locked would lock out of order.
         """
-        assert self._pipe is not None
+        if None in missing:
+            raise LookupError("a hold names an account that does not exist")
+        if self._pipe is None:
+            raise psycopg.OperationalError("the connection went")
         await self._pipe.run([(NEW_ACCOUNTS, [encode(missing)])])
 
     async def _make_partitions(self, batch: Iterable[_Op]) -> None:
-        assert self._pipe is not None
-        months = {op.settlement.facts.started_at for op in batch if isinstance(op, _Settle)}
-        months.add(datetime.now(UTC))
-        for month in months:
-            await self._pipe.run([(MAKE_PARTITION, [month.isoformat().encode()])])
+        if self._pipe is None:
+            raise psycopg.OperationalError("the connection went")
+        ids = [op.settlement.facts.id for op in batch if isinstance(op, _Settle)]
+        ids += [op.call_id for op in batch if isinstance(op, _Recover) and op.account_ids]
+        await self._pipe.run([(MAKE_PARTITIONS, [_array(ids)])])
 
     async def _replay_spool(self) -> None:
         """Hand spooled settlements to the loop once PostgreSQL is back."""

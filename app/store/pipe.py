@@ -84,6 +84,11 @@ class Pipe:
                 raise error_from_result(result)
         return results
 
+    @property
+    def broken(self) -> bool:
+        """Whether the connection is known to be gone."""
+        return self._fd < 0
+
     async def close(self) -> None:
         """Close the connection, whatever state it is in."""
         if self._fd >= 0:

@@ -49,10 +49,7 @@ class Spool:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._entries: dict[str, Entry] = {}
         self._intents: dict[str, Entry] = {}
-        self._path = directory / f"{uuid.uuid4().hex}.spool"
-        self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 - lives as long as we do
-        # Held for life: a spool file that can be locked belongs to a process that is gone.
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._create()
         self._adopt()
 
     @property
@@ -104,6 +101,26 @@ class Spool:
             self._path.unlink(missing_ok=True)
         self._file.close()
 
+    def _create(self) -> None:
+        """Make the file of this process, and lock it for as long as we live.
+
+        A spool file that can be locked belongs to a process that is gone. So another process may
+        take ours for such a one before we have it locked, and remove it: then we make another.
+        """
+        while True:
+            self._path = self.directory / f"{uuid.uuid4().hex}.spool"
+            self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 - lives as long as we do
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            if self._path.exists():
+                break
+            self._file.close()
+        # What is in a file is safe only once its name is, too.
+        descriptor = os.open(self.directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
     def _empty(self) -> None:
         """Empty the file once nothing in it matters any more."""
         if not self._entries and not self._intents:
@@ -111,8 +128,16 @@ class Spool:
             os.fsync(self._file.fileno())
 
     def _write(self, entries: Sequence[Entry]) -> None:
-        self._file.write(b"".join(_encode(entry) + b"\n" for entry in entries))
-        os.fsync(self._file.fileno())
+        data = b"".join(_encode(entry) + b"\n" for entry in entries)
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+            os.fsync(self._file.fileno())
+        except OSError:
+            # Half a line would swallow the next one.
+            os.ftruncate(self._file.fileno(), end)
+            raise
 
     def _adopt(self) -> None:
         """Take over the entries of processes that died with a spool."""

@@ -11,7 +11,7 @@ Invariants:
 - Pages and sums name the ids they range over, so that months outside are not touched.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Annotated, Any, Literal, get_args
 from uuid import UUID
@@ -26,7 +26,7 @@ from app.core.access import AllocationStatus, Key
 from app.core.ledger import Account, Meter, account_key, account_state
 from app.core.metering import Quantity
 from app.core.money import nano_to_usd
-from app.core.refusals import Outcome, Shortfall
+from app.core.refusals import LimitDocument, Outcome, Shortfall, limit_document
 from app.core.windows import Calendar, Period
 from app.store import schema
 from app.store.catalogue import AllocationRecord, allocations, keys
@@ -41,21 +41,6 @@ def id_floor(at: datetime) -> str:
 
 
 # Calls
-
-
-class LimitDocument(msgspec.Struct, frozen=True):
-    """The limit that a call was refused by; USD as decimal strings, tokens as numbers."""
-
-    owner: str
-    owner_id: str
-    meter: str
-    window: str
-    amount: int | str
-    used: int | str
-    held: int | str
-    needed: int | str
-    remaining: int | str
-    resets_at: datetime | None
 
 
 class CallDocument(msgspec.Struct, frozen=True):
@@ -73,7 +58,14 @@ class CallDocument(msgspec.Struct, frozen=True):
     status_code: int
     started_at: datetime
     finished_at: datetime
-    usage: Annotated[dict[str, Quantity], msgspec.Meta(description="Quantities by unit.")]
+    usage: Annotated[
+        dict[str, Quantity],
+        # A Decimal would be documented as a string, and is encoded as a number.
+        msgspec.Meta(
+            description="Quantities by unit.",
+            extra_json_schema={"extra": {"additionalProperties": {"type": "number"}}},
+        ),
+    ]
     tokens: int
     cost_usd: str | None
     price_id: str | None
@@ -124,25 +116,7 @@ def _call(row: Mapping[Any, Any]) -> CallDocument:
     return CallDocument(
         **fields,
         cost_usd=None if cost is None else nano_to_usd(cost),
-        limit=None if shortfall is None else _limit(msgspec.convert(shortfall, Shortfall)),
-    )
-
-
-def _limit(shortfall: Shortfall) -> LimitDocument:
-    def shown(value: int) -> int | str:
-        return nano_to_usd(value) if shortfall.meter == "usd" else value
-
-    return LimitDocument(
-        shortfall.owner,
-        shortfall.owner_id,
-        shortfall.meter,
-        shortfall.window,
-        shown(shortfall.amount),
-        shown(shortfall.used),
-        shown(shortfall.held),
-        shown(shortfall.needed),
-        shown(shortfall.remaining),
-        shortfall.resets_at,
+        limit=None if shortfall is None else limit_document(msgspec.convert(shortfall, Shortfall)),
     )
 
 
@@ -328,9 +302,11 @@ class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
     cost_usd: str
 
 
-async def usage_rows(connection: Connection, query: UsageQuery) -> AsyncIterator[UsageRow]:
-    """Yield the sums of each group, in order."""
-    async with connection.stream(_sums(query)) as rows:
+async def usage_rows(
+    connection: Connection, query: UsageQuery, *, most: int | None = None
+) -> AsyncGenerator[UsageRow, None]:
+    """Yield the sums of each group, in order. Close it if you leave before its end."""
+    async with connection.stream(_sums(query).limit(most)) as rows:
         async for row in rows.mappings():
             fields = {name: value for name, value in row.items() if name != "cost_nano"}
             for name in ("calls", "refused_calls", "unpriced_calls", "tokens"):

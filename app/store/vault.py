@@ -7,7 +7,6 @@ Invariants: a bearer secret is stored only as an HMAC-SHA256 digest; a credentia
 AES-256-GCM, bound to its row and version, so that sealed values cannot be swapped between rows.
 """
 
-import hashlib
 import hmac
 import os
 import secrets
@@ -28,15 +27,11 @@ class Vault:
     def __init__(self, secret: bytes) -> None:
         self._digest_key = _derive(secret, b"spendgate bearer digest")
         self._seal = AESGCM(_derive(secret, b"spendgate credential seal"))
-        # A prepared HMAC, copied per digest, saves the key schedule on every request.
-        self._hmac = hmac.new(self._digest_key, digestmod=hashlib.sha256)
         self.fingerprint = _derive(secret, b"spendgate fingerprint").hex()[:16]
 
     def digest(self, bearer: str) -> bytes:
         """Return the digest under which a bearer secret is stored and looked up."""
-        mac = self._hmac.copy()
-        mac.update(bearer.encode("utf-8", "surrogateescape"))
-        return mac.digest()
+        return hmac.digest(self._digest_key, bearer.encode("utf-8", "surrogateescape"), "sha256")
 
     def seal(self, credential: str, row_id: str, version: int) -> bytes:
         """Encrypt a credential for one row at one version."""

@@ -105,7 +105,7 @@ class Plane:
     async def tenant(self, *models: str, **more: Any) -> Tenant:
         """Add a member with one allocation and a key to it."""
         for model in models:
-            if not self.sql("SELECT FROM models WHERE slug = %s", model):
+            if not self.sql("SELECT 1 FROM models WHERE slug = %s", model):
                 await self.model(model)
         member = await self.member()
         allocation = await self.allocation(member["id"], list(models), **more)
@@ -166,7 +166,7 @@ class Plane:
     async def events(self, object_id: str) -> list[Any]:
         """Return the audit events of one object, the oldest first."""
         page = await self.ok("GET", f"/admin/audit?object_id={object_id}&limit=500")
-        return sorted(page["items"], key=lambda event: event["at"])
+        return sorted(page["items"], key=lambda event: event["id"])
 
 
 class Tenant(msgspec.Struct):

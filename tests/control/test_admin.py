@@ -6,6 +6,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
 from argon2 import PasswordHasher
 
@@ -145,7 +146,9 @@ async def test_a_price_at_an_instant_that_is_taken_is_a_conflict(plane: Any) -> 
     }
     added = await plane.ok("POST", "/admin/prices", body)
     assert added["effective_from"] == "2026-01-01T00:00:00Z"
-    answer = await plane.call("POST", "/admin/prices", body | {"effective_from": "2026-01-01T00:00:00Z"})
+    answer = await plane.call(
+        "POST", "/admin/prices", body | {"effective_from": "2026-01-01T00:00:00Z"}
+    )
     assert answer.status_code == 409
     assert answer.json()["errors"][0]["field"] == "effective_from"
 
@@ -188,9 +191,7 @@ async def test_an_address_is_taken_in_whatever_case_it_is_written(plane: Any) ->
 
 async def test_two_equal_requests_at_once_make_one_row(plane: Any) -> None:
     body = {"email": "ada@example.org"}
-    answers = await asyncio.gather(
-        *(plane.call("POST", "/admin/members", body) for _ in range(8))
-    )
+    answers = await asyncio.gather(*(plane.call("POST", "/admin/members", body) for _ in range(8)))
     assert sorted(answer.status_code for answer in answers) == [201, *[409] * 7]
 
 
@@ -262,6 +263,23 @@ async def test_a_cap_starts_from_what_is_used_and_held_at_that_moment(plane: Any
         ("tokens", 100, 77, account, "allocation", "month"),
         ("usd", 3_250_000_000, 3_500_000_000, account, "allocation", "month"),
     ]
+
+
+async def test_a_cap_waits_for_the_ledger_and_starts_from_what_it_booked(plane: Any) -> None:
+    tenant = await plane.tenant("m1")
+    id = tenant.allocation["id"]
+    plane.account(id, held_tokens=50)
+    with psycopg.connect(plane.url) as ledger:
+        ledger.execute("SELECT * FROM accounts FOR UPDATE")
+        body = {"quota_tokens_per_month": 10}
+        patch = asyncio.create_task(plane.ok("PATCH", f"/admin/allocations/{id}", body))
+        deadline = asyncio.get_running_loop().time() + 10
+        while not plane.sql("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"):
+            assert asyncio.get_running_loop().time() < deadline
+            await asyncio.sleep(0.01)
+        ledger.execute("UPDATE accounts SET held_tokens = 0, used_tokens = 33")
+    assert (await patch)["tokens_used_this_month"] == 33
+    assert plane.sql("SELECT baseline FROM limits") == [(33,)]
 
 
 async def test_a_cap_set_before_the_first_call_locks_the_account_that_call_will_use(

@@ -68,7 +68,7 @@ from app.core.money import (
 )
 def test_an_amount_is_booked_as_written_or_refused(written: object, nano: int | None) -> None:
     if nano is None:
-        with pytest.raises(InvalidAmount, match="^must "):
+        with pytest.raises(InvalidAmount, match=r"^must "):
             usd_to_nano(written)  # type: ignore[arg-type]
     else:
         booked = usd_to_nano(written)  # type: ignore[arg-type]

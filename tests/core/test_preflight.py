@@ -95,8 +95,16 @@ def test_a_demand_covers_whatever_usage_its_ceiling_allows(
     per = st.sampled_from([1, 3, 60, 10**6])
     price = make_price("p", "m", NOW, [Rate(u, data.draw(_rate), data.draw(per)) for u in priced])
     units = st.sampled_from(sorted(UNITS - set(PARENT)))
-    bundles = data.draw(st.lists(st.dictionaries(units, _quantity | st.decimals(0, 10**4, places=3), max_size=3), min_size=1, max_size=3))
-    bundles = [{u: int(q) if u in TOKEN_UNITS else q for u, q in bundle.items()} for bundle in bundles]
+    bundles = data.draw(
+        st.lists(
+            st.dictionaries(units, _quantity | st.decimals(0, 10**4, places=3), max_size=3),
+            min_size=1,
+            max_size=3,
+        )
+    )
+    bundles = [
+        {u: int(q) if u in TOKEN_UNITS else q for u, q in bundle.items()} for bundle in bundles
+    ]
     unit = data.draw(st.sampled_from([None, "output_token", "output_audio_token", "page"]))
     times = data.draw(st.integers(1, 4))
     open_ = None if unit is None else OpenQuantity(unit, 10**6, 1024, times)
@@ -118,7 +126,9 @@ def test_a_demand_covers_whatever_usage_its_ceiling_allows(
     some_priced = any(price.ceiling_exact(other) is not None for other in bundles)
     assert (demand.cost is None) is not (some_priced and open_priced)
     if demand.cost is None or bundle_priced:
-        assert demand.tokens_at(granted) >= (tokens_of(actual) if bundle_priced or not some_priced else 0)
+        assert demand.tokens_at(granted) >= (
+            tokens_of(actual) if bundle_priced or not some_priced else 0
+        )
     if demand.cost is not None and bundle_priced:
         cost = price.cost_nano(actual)
         assert cost is not None
@@ -140,7 +150,9 @@ def test_a_path_changes_with_the_month_and_back() -> None:
     may = datetime(2026, 5, 31, 14, 59, 59, tzinfo=UTC)
     june = may + timedelta(seconds=1)
     for at in (may, june, may):
-        expected = account_key("allocation", "a", "month", period_of("month", at, ZoneInfo("Asia/Tokyo")))
+        expected = account_key(
+            "allocation", "a", "month", period_of("month", at, ZoneInfo("Asia/Tokyo"))
+        )
         assert paths.account("allocation", "a", at) == expected
     first, second = paths.account("allocation", "a", may), paths.account("allocation", "a", june)
     assert (first.end, first.id != second.id) == (second.start, True)

@@ -143,7 +143,9 @@ def test_a_cost_is_the_exact_sum_rounded_up_once(price: Price, usage: Usage) -> 
     if any(unit not in price.numerators for unit in usage):
         assert cost is None
         return
-    exact = sum(Fraction(q) * Fraction(price.numerators[u], price.denominator) for u, q in usage.items())
+    exact = sum(
+        Fraction(q) * Fraction(price.numerators[u], price.denominator) for u, q in usage.items()
+    )
     assert cost == min(ceil(exact), COST_NANO_MAX)
 
 

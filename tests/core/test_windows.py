@@ -129,7 +129,11 @@ def test_periods_neither_overlap_nor_leave_gaps(
     period = period_of(window, instant, where)
     assert period.holds(instant), "an instant lies in its own period"
     assert period.end is not None
-    inside = [period.start, period.start + (period.end - period.start) / 3, period.end - timedelta(microseconds=1)]
+    inside = [
+        period.start,
+        period.start + (period.end - period.start) / 3,
+        period.end - timedelta(microseconds=1),
+    ]
     assert [period_of(window, one, where) for one in inside] == [period] * 3
     assert period_of(window, period.end, where).start == period.end
     before = period_of(window, period.start - timedelta(microseconds=1), where)

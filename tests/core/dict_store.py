@@ -1,0 +1,117 @@
+"""The ledger's tables as dicts: what `app.store.ledger` is to PostgreSQL, without PostgreSQL.
+
+A transaction hands `Books` copies of the rows it asks for, and writes back only what `Books` says
+is to be written. So a decision that forgets to mark a row shows up as it would in the database.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from app.core.ledger import (
+    Account,
+    AccountKey,
+    Actual,
+    Adjustment,
+    Booked,
+    Books,
+    CallRow,
+    Hold,
+    Limit,
+    Meter,
+)
+from app.core.windows import Window
+
+
+class Cap(msgspec.Struct):
+    """A row of `limits`: the amount, and what was used and held when it was set, and where."""
+
+    owner_id: str
+    meter: Meter
+    window: Window
+    amount: int
+    baseline: int = 0
+    baseline_account: str | None = None
+
+
+class DictStore:
+    """Accounts, limits, holds, calls and adjustments, by their keys."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, AccountKey] = {}
+        self.accounts: dict[str, Account] = {}
+        self.caps: dict[tuple[str, Meter, Window], Cap] = {}
+        self.holds: dict[str, Hold] = {}
+        self.calls: dict[str, CallRow] = {}
+        self.adjustments: list[Adjustment] = []
+
+    def open(self, path: Iterable[AccountKey]) -> None:
+        """Create the accounts of a path that are not there yet."""
+        for key in path:
+            self.keys[key.id] = key
+            self.accounts.setdefault(key.id, Account(key.id))
+
+    @contextlib.contextmanager
+    def transaction(self, account_ids: Iterable[str], call_ids: Iterable[str]) -> Iterator[Books]:
+        """Lend `Books` of these accounts and calls, and write what they decided."""
+        accounts = [msgspec.structs.replace(self.accounts[id]) for id in set(account_ids)]
+        owners = {self.keys[account.id].owner_id for account in accounts}
+        limits = [
+            Limit(cap.owner_id, cap.meter, cap.window, cap.amount)
+            for cap in self.caps.values()
+            if cap.owner_id in owners
+        ]
+        asked = set(call_ids)
+        holds = [hold for id, hold in self.holds.items() if id in asked]
+        adjusted = {adjustment.call_id for adjustment in self.adjustments}
+        booked = [
+            Booked(
+                id,
+                self.calls[id].settlement.outcome,
+                self.calls[id].settlement.actual.tokens,
+                self.calls[id].settlement.actual.nano,
+                id in adjusted,
+            )
+            for id in asked & self.calls.keys()
+        ]
+        books = Books(accounts, limits, holds, booked)
+        yield books
+        self._write(books)
+
+    def _write(self, books: Books) -> None:
+        for id in books.touched:
+            self.accounts[id] = books.accounts[id]
+        for id, hold in books.new_holds.items():
+            assert id not in self.holds, "a call has one hold"
+            self.holds[id] = hold
+        for id, hold in books.changed_holds.items():
+            assert id in self.holds, "a hold that is changed is there"
+            # Whoever extends a hold is alive: its deadline moves.
+            self.holds[id] = msgspec.structs.replace(hold, expired=False)
+        for id in books.ended_holds:
+            del self.holds[id]
+        for row in books.calls:
+            id = row.settlement.facts.id
+            assert id not in self.calls, "a call is booked once"
+            self.calls[id] = row
+        self.adjustments += books.adjustments
+
+    def set_limit(self, key: AccountKey, meter: Meter, amount: int | None) -> None:
+        """Limit an owner in the window of an account, as an admin would; None: no longer."""
+        self.open([key])
+        name = (key.owner_id, meter, key.window)
+        if amount is None:
+            self.caps.pop(name, None)
+            return
+        account = self.accounts[key.id]
+        baseline = account.used(meter) + account.held(meter)
+        self.caps[name] = Cap(*name, amount, baseline, key.id)
+
+    def expire(self, call_id: str) -> None:
+        """Let the deadline of a hold pass."""
+        self.holds[call_id] = msgspec.structs.replace(self.holds[call_id], expired=True)
+
+    def checkpoint(self, call_id: str, actual: Actual) -> None:
+        """Note what a call has used so far."""
+        self.holds[call_id] = msgspec.structs.replace(self.holds[call_id], checkpoint=actual)
