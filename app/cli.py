@@ -118,8 +118,6 @@ def _explained(error: Exception) -> str | None:
             return f"the database does not answer: {_one_line(error.__cause__ or error)}"
         case OSError():
             return _one_line(error)
-        case _ if type(error).__name__ == "DemoFailed":
-            return str(error)
         case _:
             return None
 
@@ -452,7 +450,7 @@ def import_prices(file: Path, dry_run: bool, **options: str | None) -> None:
     from app.store import admin
 
     settings = _read_settings(options)
-    versions, places = _read_prices(file, ZoneInfo(settings.billing_timezone))
+    versions, places = read_prices(file, ZoneInfo(settings.billing_timezone))
 
     async def work(connection: Connection, at: datetime) -> list[bool]:
         added = await admin.add_prices(connection, versions, at)
@@ -551,6 +549,8 @@ def demo(port: int, host: str, data_dir: Path, credentials: Path | None, reset: 
             failure = _run_demo(home, port, host, credentials, reset, signals, started)
     except KeyboardInterrupt:
         failure = None
+    except sample.DemoFailed as error:
+        failure = str(error)
     if failure is not None:
         raise click.ClickException(failure)
     _say("Stopped.")
@@ -635,7 +635,7 @@ class _PriceRow(msgspec.Struct, forbid_unknown_fields=True):
     effective_from: str | None = None
 
 
-def _read_prices(file: Path, zone: ZoneInfo) -> tuple[list[PriceVersion], list[str]]:
+def read_prices(file: Path, zone: ZoneInfo) -> tuple[list[PriceVersion], list[str]]:
     """Read a file of prices: the versions in it, and where in the file each is."""
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -975,6 +975,15 @@ class _Processes(Multiprocess):
         super().run()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
+
+    def keep_subprocess_alive(self) -> None:
+        from prometheus_client.multiprocess import mark_process_dead
+
+        before = {process.pid for process in self.processes}
+        super().keep_subprocess_alive()
+        for gone in before - {process.pid for process in self.processes}:
+            # What it counted stays counted; what it was at the time is no more.
+            mark_process_dead(gone)  # type: ignore[no-untyped-call]
 
     @property
     def failed(self) -> bool:

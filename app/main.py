@@ -7,6 +7,7 @@ nothing else.
 import asyncio
 import contextlib
 import gc
+import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,8 @@ from litestar import Litestar, Response, get
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import SwaggerRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
-from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 from psycopg_pool import AsyncConnectionPool
 
 import app
@@ -42,10 +44,25 @@ log = structlog.get_logger(__name__)
 
 HOME_PAGE = Path(__file__).parent.parent / "frontend" / "index.html"
 
-SPOOLED = Gauge("spendgate_spooled_settlements", "Settlements waiting for PostgreSQL")
-LEDGER_UP = Gauge("spendgate_ledger_available", "1 if the last contact with PostgreSQL went well")
-BATCHES = Gauge("spendgate_ledger_batches", "Committed batches of the ledger")
-OPERATIONS = Gauge("spendgate_ledger_operations", "Operations in committed batches")
+# The modes say how the gauges of several processes make one.
+SPOOLED = Gauge(
+    "spendgate_spooled_settlements",
+    "Settlements waiting for PostgreSQL",
+    multiprocess_mode="livesum",
+)
+LEDGER_UP = Gauge(
+    "spendgate_ledger_available",
+    "1 if the last contact with PostgreSQL went well",
+    multiprocess_mode="livemin",
+)
+BATCHES = Gauge(
+    "spendgate_ledger_batches", "Committed batches of the ledger", multiprocess_mode="sum"
+)
+OPERATIONS = Gauge(
+    "spendgate_ledger_operations", "Operations in committed batches", multiprocess_mode="sum"
+)
+
+OBSERVED_EVERY_S = 2.0
 
 
 class SecretMismatch(RuntimeError):
@@ -178,11 +195,8 @@ def create_app(settings: Settings, database_url: str) -> Front:
 
     @get("/metrics", include_in_schema=False, sync_to_thread=False)
     def metrics() -> Response[bytes]:
-        SPOOLED.set(gateway.spool.pending)
-        LEDGER_UP.set(gateway.ledger.available)
-        BATCHES.set(gateway.ledger.batches)
-        OPERATIONS.set(gateway.ledger.operations)
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+        _observe(gateway)
+        return Response(_exposition(), media_type=CONTENT_TYPE_LATEST)
 
     @get("/", include_in_schema=False, media_type="text/html", sync_to_thread=False)
     def home() -> str:
@@ -191,9 +205,11 @@ def create_app(settings: Settings, database_url: str) -> Front:
     @contextlib.asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         await gateway.start()
+        observing = asyncio.create_task(_observe_always(gateway), name="metrics")
         try:
             yield
         finally:
+            observing.cancel()
             await gateway.stop()
 
     control = control_router(
@@ -224,6 +240,29 @@ def create_app(settings: Settings, database_url: str) -> Front:
         debug=False,
     )
     return Front(gateway.door, rest)
+
+
+def _observe(gateway: Gateway) -> None:
+    SPOOLED.set(gateway.spool.pending)
+    LEDGER_UP.set(gateway.ledger.available)
+    BATCHES.set(gateway.ledger.batches)
+    OPERATIONS.set(gateway.ledger.operations)
+
+
+async def _observe_always(gateway: Gateway) -> None:
+    """Keep the gauges current: with several processes, another one may be asked for ours."""
+    while True:
+        _observe(gateway)
+        await asyncio.sleep(OBSERVED_EVERY_S)
+
+
+def _exposition() -> bytes:
+    """The metrics of this process or, if it is one of several, of all of them."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return generate_latest()
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
 
 
 def from_environment() -> Front:

@@ -5,11 +5,11 @@ coming months, and dropping answers that are no longer replayed. Owns no decisio
 says what a recovered call is billed.
 
 Invariants: any number of workers may run; an advisory lock leaves each round to one of them, and
-the ledger makes doing a thing twice harmless.
+the ledger makes doing a thing twice harmless. A worker that stalls, or that meets what it cannot
+settle, keeps no other from its work, and goes on with its next round.
 """
 
 import asyncio
-import contextlib
 from datetime import timedelta
 from typing import Any
 
@@ -25,7 +25,14 @@ REAPER_LOCK = 0x5BE9D6A7
 BATCH = 500
 PARTITIONS_AHEAD = 2
 HOUSEKEEPING_EVERY = timedelta(hours=1)
+ROUND_S = 30.0
+"""The longest that a round may take: a connection that hangs is a connection that is gone."""
 
+# The transaction holds it, not the session: PostgreSQL takes it from a reaper that stalls.
+REAPER_LOCK_SQL = """
+SELECT set_config('idle_in_transaction_session_timeout', '5s', true),
+       pg_try_advisory_xact_lock(%s)
+"""
 EXPIRED_SQL = """
 SELECT call_id::text, account_ids::text[] FROM holds WHERE deadline < now()
 ORDER BY deadline LIMIT %s
@@ -61,40 +68,40 @@ class Worker:
 
     async def _every(self, period_s: float, work: Any) -> None:
         while True:
-            with contextlib.suppress(psycopg.Error, PoolTimeout, OSError, LedgerUnavailable):
-                await work()
+            try:
+                async with asyncio.timeout(ROUND_S):
+                    await work()
+            except (psycopg.Error, PoolTimeout, OSError, TimeoutError, LedgerUnavailable) as error:
+                log.debug("round_broken_off", work=work.__name__, error=type(error).__name__)
+            except Exception:
+                log.exception("round_failed", work=work.__name__)
             await asyncio.sleep(period_s)
 
     async def reap(self) -> int:
         """Settle every call whose hold has outlived its deadline; return how many."""
         settled = 0
-        async with self.pool.connection() as connection:
-            row = await (
-                await connection.execute("SELECT pg_try_advisory_lock(%s)", [REAPER_LOCK])
-            ).fetchone()
-            if row is None or not row[0]:
+        async with self.pool.connection() as connection, connection.transaction():
+            row = await (await connection.execute(REAPER_LOCK_SQL, [REAPER_LOCK])).fetchone()
+            if row is None or not row[1]:
                 return 0
-            try:
-                while True:
-                    expired = await (await connection.execute(EXPIRED_SQL, [BATCH])).fetchall()
-                    if not expired:
-                        return settled
-                    results = await asyncio.gather(
-                        *(self.ledger.recover(id, tuple(accounts)) for id, accounts in expired),
-                        return_exceptions=True,
-                    )
-                    booked = sum(result == "booked" for result in results)
-                    settled += booked
-                    if booked:
-                        log.warning("calls_recovered", count=booked)
-                    failed = [result for result in results if isinstance(result, BaseException)]
-                    if failed:
-                        # One hold that cannot be recovered must not keep the others waiting.
-                        log.error("calls_not_recovered", count=len(failed), error=repr(failed[0]))
-                    if not any(isinstance(result, str) for result in results):
-                        return settled
-            finally:
-                await connection.execute("SELECT pg_advisory_unlock(%s)", [REAPER_LOCK])
+            while True:
+                expired = await (await connection.execute(EXPIRED_SQL, [BATCH])).fetchall()
+                if not expired:
+                    return settled
+                results = await asyncio.gather(
+                    *(self.ledger.recover(id, tuple(accounts)) for id, accounts in expired),
+                    return_exceptions=True,
+                )
+                booked = sum(result == "booked" for result in results)
+                settled += booked
+                if booked:
+                    log.warning("calls_recovered", count=booked)
+                failed = [result for result in results if isinstance(result, BaseException)]
+                if failed:
+                    # One hold that cannot be recovered must not keep the others waiting.
+                    log.error("calls_not_recovered", count=len(failed), error=repr(failed[0]))
+                if not any(isinstance(result, str) for result in results):
+                    return settled
 
     async def keep_house(self) -> None:
         """Make the partitions of this month and the next ones; drop answers of yesterday."""

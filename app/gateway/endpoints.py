@@ -30,7 +30,7 @@ from tinytag.tinytag import TinyTagException
 from app.core import ceilings, metering, sse
 from app.core.access import Model, Provider
 from app.core.ceilings import BadRequest, Ceiling, ModelFacts
-from app.core.metering import Usage
+from app.core.metering import DECODE_ERRORS, Usage
 from app.settings import Settings
 
 _T = TypeVar("_T")
@@ -123,7 +123,7 @@ def read_json(body: bytes, content_type: str) -> Request:
     """Read a JSON object; of a name that comes twice the last one counts, here and upstream."""
     try:
         fields = _decode_fields(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except DECODE_ERRORS as error:
         raise BadRequest(f"The body must be a JSON object: {_reason(error)}.", "") from None
     request = Request(_model_of(fields.get("model")), content_type)
     request.fields = fields
@@ -185,7 +185,7 @@ def _model_of(raw: Raw | None) -> str:
         raise BadRequest("`model` is missing.", "model")
     try:
         model = _decode_text(raw)
-    except msgspec.DecodeError:
+    except DECODE_ERRORS:
         raise BadRequest("`model` must be a string.", "model") from None
     return _checked_model(model)
 
@@ -209,7 +209,7 @@ def _wants_usage(raw: Raw | None) -> bool:
         return False
     try:
         options = _decode_options(raw)
-    except msgspec.DecodeError:
+    except DECODE_ERRORS:
         raise BadRequest(
             '`stream_options` must be an object such as {"include_usage": true}.',
             "stream_options",
@@ -239,7 +239,7 @@ def body_for(request: Request, endpoint: Endpoint, upstream_model: str) -> tuple
 def _forced_usage(raw: Raw | None) -> bytes:
     try:
         options = msgspec.json.decode(raw, type=dict[str, Raw]) if raw is not None else {}
-    except msgspec.DecodeError:
+    except DECODE_ERRORS:
         options = {}
     options["include_usage"] = Raw(b"true")
     return _encode(options)
@@ -297,7 +297,7 @@ _decode_document = msgspec.json.Decoder(_Document).decode
 def _document_address(raw: Raw) -> str | None:
     try:
         return _decode_document(raw).document_url
-    except msgspec.DecodeError:
+    except DECODE_ERRORS:
         return None
 
 
@@ -412,7 +412,7 @@ _decode_completion = msgspec.json.Decoder(_Completion).decode
 def _chat_text_bytes(body: bytes) -> int:
     try:
         completion = _decode_completion(body)
-    except msgspec.DecodeError:
+    except DECODE_ERRORS:
         return len(body)
     return sum(
         len(_encode(choice.message.content)) for choice in completion.choices if choice.message

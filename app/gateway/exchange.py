@@ -33,7 +33,7 @@ from app.core.ledger import (
     Demand,
     Settlement,
 )
-from app.core.metering import Usage, tokens_of
+from app.core.metering import Usage, members_of, tokens_of
 from app.core.money import nano_to_usd
 from app.core.preflight import Paths, dearest, demand_for
 from app.core.pricing import COST_NANO_MAX, Price
@@ -576,8 +576,11 @@ class Exchange:
 
         Characters are counted from the request and seconds from the file's own header: facts.
         """
+        endpoint = call.endpoint
+        if (endpoint.reader, endpoint.answer) == ("json", "json") and members_of(body) is None:
+            raise UpstreamFailed("The provider's answer could not be read.")
         most = dearest(call.ceiling.bundles, call.price)
-        usage = call.endpoint.estimate(body, most, call.model_facts)
+        usage = endpoint.estimate(body, most, call.model_facts)
         known = "character" in usage or ("second" in usage and call.request.document is not None)
         return usage, not known
 
@@ -771,7 +774,7 @@ class _Relay:
         secret = (provider.credential or "").encode()
         for out in outs:
             data = out.data
-            if secret and secret in data:
+            if self.meter.error or (secret and secret in data):
                 data = redact(data, provider)
             if out.final:
                 self.final.append(data)

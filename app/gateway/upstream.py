@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 from pyreqwest.client import Client, ClientBuilder
 from pyreqwest.exceptions import (
     ConnectError,
-    ConnectTimeoutError,
     PyreqwestError,
     RequestTimeoutError,
 )
@@ -129,10 +128,11 @@ class Chunks:
 
 def _translated(error: PyreqwestError) -> UpstreamFailed | UpstreamTimedOut:
     # The library's messages name the address, so none of them goes on.
-    if isinstance(error, ConnectError | ConnectTimeoutError):
-        return UpstreamFailed("The provider could not be reached.")
+    # Any silence before the answer begins is to the library one while connecting.
     if isinstance(error, RequestTimeoutError):
         return UpstreamTimedOut()
+    if isinstance(error, ConnectError):
+        return UpstreamFailed("The provider could not be reached.")
     return UpstreamFailed("The provider closed the connection before the answer was complete.")
 
 
