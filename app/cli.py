@@ -12,7 +12,7 @@ Invariants:
 * What can go wrong outside of our code (a port, a file, a secret, a database) ends in one line that
   says what to do, not in a traceback.
 * The first SIGTERM or Ctrl-C ends a server in order: calls in flight finish, the ledger settles,
-  then the embedded PostgreSQL stops. A second one stops waiting for calls, never for the ledger.
+  then the embedded PostgreSQL stops. A second one breaks calls off, but waits for the ledger.
 """
 
 from __future__ import annotations
@@ -177,13 +177,15 @@ class Signals:
     nothing, because by then the process is stopping.
     """
 
+    NUMBERS: Final = (signal.SIGINT, signal.SIGTERM)
+
     def __init__(self) -> None:
         self.stopping = False
         self._held_back = False
 
     def install(self) -> None:
         """Take over both signals, for the rest of the process's life."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in self.NUMBERS:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -207,16 +209,33 @@ class Signals:
         if self.stopping:
             raise KeyboardInterrupt
 
+    @contextlib.contextmanager
+    def awaited(self) -> Iterator[asyncio.Event]:
+        """Instead of raising, set an event of the running loop."""
+        event, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def tell(number: int, frame: FrameType | None) -> None:
+            self.stopping = True
+            loop.call_soon_threadsafe(event.set)
+
+        for number in self.NUMBERS:
+            signal.signal(number, tell)
+        try:
+            yield event
+        finally:
+            self.install()
+
 
 @contextlib.contextmanager
-def database(settings: Settings, signals: Signals | None = None) -> Iterator[str]:
+def database(settings: Settings, signals: Signals) -> Iterator[str]:
     """Lend the address of the configured database, or else of the embedded one, running."""
     if settings.database_url is not None:
         yield psycopg_dsn(settings.database_url)
         return
     server = EmbeddedPostgres(settings.ensure_data_dir())
     try:
-        with signals.held_back() if signals else contextlib.nullcontext():
+        # Interrupted half-way, it would leave a server behind.
+        with signals.held_back():
             server.start()
         yield server.dsn
     finally:
@@ -254,7 +273,10 @@ def serve(migrate: bool, **options: str | None) -> None:
     signals.install()
     try:
         with listening(settings) as sockets, database(settings, signals) as dsn:
-            prepare(settings, dsn, migrate=migrate)
+            if migrate:
+                prepare(settings, dsn)
+            else:
+                _look_at(settings, dsn)
             os.environ.update(_for_processes(options, settings, dsn))
             failed = run_server(settings, sockets, signals)
     except KeyboardInterrupt:
@@ -276,7 +298,7 @@ def worker(**options: str | None) -> None:
     signals.install()
     try:
         with database(settings, signals) as dsn:
-            prepare(settings, dsn, migrate=False)
+            _look_at(settings, dsn)
             asyncio.run(_work(settings, dsn, signals))
     except KeyboardInterrupt:
         pass
@@ -286,18 +308,14 @@ def worker(**options: str | None) -> None:
 async def _work(settings: Settings, dsn: str, signals: Signals) -> None:
     from app.main import Gateway
 
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
     gateway = Gateway(settings, dsn)
-    await gateway.pool.open()
-    await gateway.ledger.start()
-    await gateway.worker.start()
-    log.info("working", reaper_period_s=settings.reaper_period_s)
-    await stop.wait()
-    signals.stopping = True
-    await gateway.stop()
+    with signals.awaited() as stop:
+        await gateway.pool.open()
+        await gateway.ledger.start()
+        await gateway.worker.start()
+        log.info("working", reaper_period_s=settings.reaper_period_s)
+        await stop.wait()
+        await gateway.stop()
 
 
 @main.command(
@@ -517,7 +535,13 @@ def _progress(done: int, total: int, what: str) -> None:
         "spendgate demo --data-dir /tmp/demo --credentials /tmp/demo.json --reset",
     )
 )
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port to listen on; 0 is any free one.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--data-dir",
@@ -585,7 +609,7 @@ def _run_demo(
         home.recall()
         _say(f"Starting the embedded PostgreSQL in {home.directory} …")
         dsn = stack.enter_context(database(settings, signals))
-        prepare(settings, dsn, migrate=True)
+        prepare(settings, dsn)
         asyncio.run(home.enter(dsn, Vault(settings.secret_key())))
         provider = stack.enter_context(home.provider())
         for name in sample.SETTINGS_OF_ITS_OWN:
@@ -730,13 +754,10 @@ def _instant(text: str, zone: ZoneInfo) -> datetime:
 
 @contextlib.contextmanager
 def _opened(settings: Settings) -> Iterator[str]:
-    """Lend a database for a moment; SIGTERM is Ctrl-C, so that what was started is stopped."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
-    with database(settings) as dsn:
+    """Lend a database to a command that ends by itself."""
+    signals = Signals()
+    signals.install()
+    with database(settings, signals) as dsn:
         yield dsn
 
 
@@ -792,19 +813,33 @@ def _in_transaction(
 # -------------------------------------------------------------------------------------- serving
 
 
-def prepare(settings: Settings, dsn: str, *, migrate: bool) -> None:
+def prepare(settings: Settings, dsn: str) -> None:
     """Have a database ready for this version, and be sure that it goes with our secret."""
     from app.store import migrate as migrations
     from app.store.vault import Vault
 
-    if not migrate:
-        # Then PostgreSQL need not be there yet either; each process checks once it is.
-        return
     before = migrations.current(dsn)
     migrations.upgrade(dsn, progress=lambda line: log.info("migrating", message=line))
     if before != (after := migrations.head()):
         log.info("migrated", before=before, after=after)
     _claim(dsn, Vault(settings.secret_key()))
+
+
+def _look_at(settings: Settings, dsn: str) -> None:
+    """Refuse a database that cannot be ours; one that is away may come later."""
+    from sqlalchemy.exc import OperationalError
+
+    from app.store import migrate as migrations
+    from app.store.vault import Vault
+
+    try:
+        # A newer revision is all right: that is how one replica after the other is upgraded.
+        if migrations.current(dsn) is None:
+            _check_revision(dsn)
+    except OperationalError:
+        log.warning("database_away")
+    else:
+        _claim(dsn, Vault(settings.secret_key()))
 
 
 def _claim(dsn: str, vault: Vault) -> None:
@@ -837,20 +872,18 @@ def listening(settings: Settings) -> Iterator[list[socket.socket]]:
         try:
             sockets = _bind(settings.host, settings.port, stack)
         except OSError as error:
-            # The errors of names have numbers of their own, below zero.
-            number = error.errno or 0
-            reason = os.strerror(number) if number > 0 else error.strerror
             raise click.ClickException(
-                f"cannot listen on {settings.host}, port {settings.port}: {reason}. "
+                f"cannot listen on {settings.host}, port {settings.port}: {_reason(error)}. "
                 f"Choose another with --port or --host (SPENDGATE_PORT, SPENDGATE_HOST)"
             ) from None
         yield sockets
 
 
 def _reason(error: OSError) -> str:
-    # asyncio and the socket module disagree on what else to say, and how.
-    number = error.errno or 0
-    return (os.strerror(number) if number > 0 else error.strerror or str(error)).lower()
+    # Errors of names have numbers of their own, below zero.
+    known = error.errno is not None and error.errno > 0
+    said = os.strerror(error.errno or 0) if known else error.strerror or str(error)
+    return said[0].lower() + said[1:]
 
 
 def _bind(host: str, port: int, stack: contextlib.ExitStack) -> list[socket.socket]:
@@ -950,8 +983,8 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
-            # Impatience: what is in flight is broken off, and then booked like any other call
-            # that was. Leaving at once, as uvicorn would, leaves it to the reaper instead.
+            # Impatience: what is in flight is broken off, and booked as far as it is known. Leaving
+            # at once, as uvicorn would, leaves all of it to the reaper.
             for task in list(self.server_state.tasks):
                 task.cancel()
         self.stop()
@@ -960,7 +993,7 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         # uvicorn's own would raise the signal once more when the server has stopped, which ends
         # the process before the database is stopped.
-        before = {n: signal.signal(n, self.handle_exit) for n in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self.handle_exit) for number in Signals.NUMBERS}
         try:
             yield
         finally:
@@ -973,7 +1006,7 @@ class _Processes(Multiprocess):
 
     def run(self) -> None:
         super().run()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in Signals.NUMBERS:
             signal.signal(number, signal.SIG_IGN)
 
     def keep_subprocess_alive(self) -> None:
@@ -995,7 +1028,7 @@ def _run_processes(config: uvicorn.Config, sockets: list[socket.socket], signals
     counts = tempfile.mkdtemp(prefix="spendgate-metrics-")
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts
     try:
-        log.info("serving", address=address_of(sockets), processes=config.workers)
+        log.info("listening", address=address_of(sockets), processes=config.workers)
         processes = _Processes(config, sockets)
         processes.run()
         signals.stopping = True

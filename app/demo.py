@@ -619,22 +619,27 @@ def card(access: Credentials, standings: Sequence[Sequence[str]], directory: Pat
     """What the demo prints once it is ready."""
     url = access.base_url
     body = f'{{"model":"{CHAT}","messages":[{{"role":"user","content":"Hello!"}}]}}'
+    key = f"Authorization: Bearer {access.member_key}"
     lines = [
         f"Spendgate is running at {url}",
         "",
-        "  Its dashboard page is still empty at this stage. What works is all of the API:",
-        f"  described at {url}/api/schema, models for clients at {url}/v1.",
+        "The dashboard's page is still empty at this stage. All of the API works:",
+        f"  for clients    {url}/v1",
+        f"  described at   {url}/api/schema",
         "",
-        "Sign-ins (for the dashboard to come)",
-        f"  administrator  {access.admin_email:<20}  {access.admin_password}",
-        f"  member         {access.member_email:<20}  {access.member_password}",
-        f"Admin token      {access.admin_token}",
-        f"{GUEST.name}'s key  {access.member_key}",
+        "Sign-ins (for the dashboard to come) and secrets",
+        *table(
+            [
+                ["administrator", access.admin_email, access.admin_password],
+                ["member", access.member_email, access.member_password],
+            ]
+        ),
+        f"  admin token    {access.admin_token}",
+        f"  member's key   {access.member_key}",
         "",
-        "Try it",
-        f"curl {url}/v1/chat/completions -H 'Authorization: Bearer {access.member_key}' "
-        f"-H 'Content-Type: application/json' -d '{body}'",
-        f"curl {url}/api/me/allocations -H 'Authorization: Bearer {access.member_key}'",
+        "Try it: a call, and what it has cost",
+        f"curl {url}/v1/chat/completions -H '{key}' -H 'Content-Type: application/json' -d '{body}'",
+        f"curl {url}/api/me/allocations -H '{key}'",
         "",
         "Sample allocations, this month",
         *table(standings),

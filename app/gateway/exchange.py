@@ -112,7 +112,9 @@ class Call:
         "_actual",
         "allocation",
         "answer_key",
+        "begun",
         "ceiling",
+        "digest",
         "endpoint",
         "facts",
         "grant",
@@ -137,9 +139,10 @@ class Call:
     provider: Provider | None
     request: Request
 
-    def __init__(self, endpoint: Endpoint, key: Key, request_id: str) -> None:
+    def __init__(self, endpoint: Endpoint, key: Key, digest: bytes, request_id: str) -> None:
         self.endpoint = endpoint
         self.key = key
+        self.digest = digest
         self.request_id = request_id
         self.started_at = datetime.now(UTC)
         self.id = uuid7(self.started_at)
@@ -147,6 +150,8 @@ class Call:
         self.price: Price | None = None
         self.standing: Standing | None = None
         self.answer_key: str | None = None
+        self.begun = False
+        """Whether the client has the head of the answer: then no other can follow."""
         self.grant: Granted | None = None
         self._actual: Actual | None = None
 
@@ -187,9 +192,10 @@ class Exchange:
         request_id = request_id_of(headers)
         call: Call | None = None
         try:
-            key = await self.authenticate(headers)
+            digest = self._digest(headers)
+            key = await self._key(digest)
             body = await read_body(headers, receive, self.settings.max_body_bytes)
-            call = Call(endpoint, key, request_id)
+            call = Call(endpoint, key, digest, request_id)
             call.request = await self._read(endpoint, headers, body)
             idempotency_key = headers.get(b"idempotency-key")
             if idempotency_key is not None:
@@ -213,14 +219,24 @@ class Exchange:
 
     async def authenticate(self, headers: dict[bytes, bytes]) -> Key:
         """Return the key of a request, or refuse it; unknown to us, it may be new elsewhere."""
+        return await self._key(self._digest(headers))
+
+    def _digest(self, headers: dict[bytes, bytes]) -> bytes:
+        """Return what a request's bearer secret is known by; empty if it has none."""
         bearer = bearer_of(headers)
+        return b"" if bearer is None else self.vault.digest(bearer)
+
+    async def _key(self, digest: bytes) -> Key:
         now = datetime.now(UTC)
         key = None
-        if bearer is not None:
-            digest = self.vault.digest(bearer)
+        if digest:
             key = self.directory.keys_by_digest.get(digest)
             if key is None:
-                await self.directory.look_again()
+                try:
+                    await self.directory.refresh()
+                except (psycopg.Error, OSError):
+                    # It may be a good key, of which this process has not heard yet.
+                    raise Refused(problem_of(Refusal(Reason.LEDGER_UNAVAILABLE))) from None
                 key = self.directory.keys_by_digest.get(digest)
         refusal = access.key_refusal(key, now)
         if refusal is not None or key is None:
@@ -343,8 +359,9 @@ class Exchange:
 
     def _grantee(self, call: Call) -> Grantee | Refusal:
         directory = self.directory
-        # The directory may have been freshened since the request was authenticated.
-        key = directory.keys_by_id.get(call.key.id)
+        # The directory may have been freshened since the request was authenticated: by its
+        # secret, which may have been rotated away.
+        key = directory.keys_by_digest.get(call.digest)
         refusal = access.key_refusal(key, call.started_at)
         if refusal is not None or key is None:
             return refusal or Refusal(Reason.INVALID_KEY)
@@ -455,6 +472,10 @@ class Exchange:
             await self._fail(call, upstream_timeout())
         except (Refused, ClientGone):
             raise
+        except Unsettled:
+            if call.begun:
+                raise ClientGone from None
+            raise Refused(problem_of(Refusal(Reason.LEDGER_UNAVAILABLE)), call.id) from None
         except Exception:
             log.exception("call_failed", call_id=call.id)
             await self._fail(call, internal_error())
@@ -520,6 +541,7 @@ class Exchange:
             if chunk is None:
                 raise UpstreamFailed("The provider answered with nothing.")
             headers = [*_passed(response), *self._call_headers(call, usage, call.standing)]
+            call.begun = True
             await send({"type": "http.response.start", "status": status, "headers": headers})
             kept: list[bytes] = []
             broken = False
@@ -602,20 +624,14 @@ class Exchange:
         error_message: str | None = None,
     ) -> Standing | None:
         actual = call.actual(usage)
-        # Queued before the first await: a cancelled waiter does not take its settlement along.
-        settled = await self.ledger.settle(
-            Settlement(
-                call.facts,
-                outcome,
-                status,
-                actual,
-                datetime.now(UTC),
-                estimated,
-                error_message,
-            ),
-            call.path,
-            answer=answer,
+        settlement = Settlement(
+            call.facts, outcome, status, actual, datetime.now(UTC), estimated, error_message
         )
+        try:
+            # Queued before the first await: a cancelled waiter does not take it along.
+            settled = await self.ledger.settle(settlement, call.path, answer=answer)
+        except (LedgerUnavailable, psycopg.Error) as error:
+            raise Unsettled from error
         if answer is not None and settled.booking == "booked":
             # The answer is in the books with the call: nothing to release.
             call.answer_key = None
@@ -629,6 +645,8 @@ class Exchange:
         await self._settle(
             call, "upstream_error", problem.status, {}, error_message=problem.message
         )
+        if call.begun:
+            raise ClientGone
         raise Refused(problem, call.id)
 
     async def _provider_error(
@@ -671,6 +689,14 @@ class Exchange:
         return headers
 
 
+class Unsettled(Exception):
+    """Nothing takes the settlement of a call, neither the books nor the spool.
+
+    It is not replaced by another, which would book something else: the hold lapses, and is billed
+    as after a crash.
+    """
+
+
 class ClientGone(Exception):
     """The connection is of no more use: nothing can be answered on it."""
 
@@ -702,6 +728,7 @@ class _Relay:
         broken: Problem | None = None
         try:
             started = [*headers, *self.exchange._call_headers(call, None, call.standing)]
+            call.begun = True
             await self.send({"type": "http.response.start", "status": status, "headers": started})
             try:
                 async with asyncio.timeout(None) as self.timer:
@@ -718,6 +745,10 @@ class _Relay:
                 broken = upstream_failed(str(error))
             except UpstreamTimedOut:
                 broken = upstream_timeout()
+            except Exception:
+                # What has come so far is billed all the same.
+                log.exception("stream_failed", call_id=call.id)
+                broken = internal_error()
             self.timer = None
             await self._pass(self.meter.end())
             await self._settle(status, headers, broken)

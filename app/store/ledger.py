@@ -123,6 +123,18 @@ UPDATE holds h SET tokens = v.tokens, nano = v.nano, deadline = now() + $1::inte
 FROM json_to_recordset($2::json) AS v(call_id uuid, tokens bigint, nano bigint)
 WHERE h.call_id = v.call_id
 """
+# A hold that is locked is being settled or extended: waiting for it here could lock both out.
+REFRESH_HOLDS = b"""
+WITH live AS (
+    SELECT h.call_id, v.checkpoint
+    FROM holds h JOIN json_to_recordset($2::json) AS v(call_id uuid, checkpoint jsonb)
+        ON h.call_id = v.call_id
+    FOR UPDATE OF h SKIP LOCKED
+)
+UPDATE holds h SET deadline = now() + $1::interval,
+    checkpoint = coalesce(live.checkpoint, h.checkpoint)
+FROM live WHERE h.call_id = live.call_id
+"""
 END_HOLDS = b"DELETE FROM holds WHERE call_id = ANY($1::uuid[])"
 WRITE_ADJUSTMENTS = b"""
 INSERT INTO adjustments (call_id, account_ids, tokens, nano, reason)
@@ -451,7 +463,11 @@ class Ledger:
                 self._give_up(op)
         except psycopg.Error as error:
             await self._rollback()
-            await self._one_by_one(batch, error)
+            if self._pipe is None:
+                # PostgreSQL ended the session, as it does when it waited too long for us.
+                self._try_again(batch)
+            else:
+                await self._one_by_one(batch, error)
         except Exception as error:
             log.exception("ledger_batch_failed")
             await self._rollback()
@@ -749,24 +765,22 @@ class Ledger:
 
     async def _refresh_holds(self) -> None:
         """Keep the holds of live calls alive, with what they used so far."""
+        period_s = min(5.0, self.hold_deadline_s / 4)
         while True:
-            await asyncio.sleep(min(5.0, self.hold_deadline_s / 4))
+            await asyncio.sleep(period_s)
             if not self.live:
                 continue
             rows = [
                 {"call_id": id, "checkpoint": checkpoint} for id, checkpoint in self.live.items()
             ]
             try:
-                async with await psycopg.AsyncConnection.connect(
-                    self.dsn, autocommit=True, connect_timeout=3
-                ) as connection:
-                    await connection.execute(
-                        "UPDATE holds h SET deadline = now() + %s,"
-                        " checkpoint = coalesce(v.checkpoint, h.checkpoint)"
-                        " FROM json_to_recordset(%s::json) AS v(call_id uuid, checkpoint jsonb)"
-                        " WHERE h.call_id = v.call_id",
-                        [self._deadline.decode(), encode(rows).decode()],
-                    )
+                # An attempt that hangs leaves time for another one before the deadline.
+                async with asyncio.timeout(period_s):
+                    pipe = await Pipe.open(self.dsn, options=OPTIONS)
+                    try:
+                        await pipe.run([(REFRESH_HOLDS, [self._deadline, encode(rows)])])
+                    finally:
+                        await pipe.close()
             except (psycopg.Error, OSError) as error:
                 log.warning("holds_not_refreshed", error=type(error).__name__)
 

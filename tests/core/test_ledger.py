@@ -139,6 +139,9 @@ SCENARIOS = {
         reserve d tokens=1 usd=1.20           -> held
         reserve e tokens=1 usd=0.01           -> quota_reserved amount=2.00 used=0.80 held=1.20
     """,
+    "a hold is never dearer than the books can take": """
+        reserve a tokens=1 usd=1 open=16384 each=1/1000000 -> held granted=16384 usd=1000000000.00
+    """,
     # ----------------------------------------------------------------- reserved, or used up
     "only holds stand in the way: come back in a second": """
         limit   allocation usd 1

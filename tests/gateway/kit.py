@@ -1,0 +1,551 @@
+"""What the tests of the data plane are made of: real servers, tenants on them, real requests.
+
+Owns starting `spendgate serve` as an operator would, setting tenants up through the control API,
+one request of every kind, and the audit that follows every test. Knows no module of the gateway:
+everything goes over the wire, but for reading rows that no API shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import io
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import time
+import wave
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx2
+import psycopg
+import pypdf
+
+from app.simulator import Call, RunningSimulator
+from app.store.reconcile import reconcile
+
+SPENDGATE = Path(sys.executable).with_name("spendgate")
+SECRET = "a secret of more than thirty-two characters"
+PROVIDER_KEY = "sk-upstream-7Qm2-credential-of-the-provider-Zx9"
+
+QUESTION = [{"role": "user", "content": "x" * 40}]
+"""Ten tokens by the simulator's rule (a quarter of the bytes)."""
+
+Json = dict[str, Any]
+
+
+def eventually(
+    check: Callable[[], Any], *, within: float = 10, every: float = 0.02, what: str = ""
+) -> Any:
+    """Return what `check` returns once that is true; fail if it is not within the deadline."""
+    deadline = time.monotonic() + within
+    while not (found := check()):
+        assert time.monotonic() < deadline, f"not within {within} s: {what or check}"
+        time.sleep(every)
+    return found
+
+
+# Documents
+
+
+def pdf(pages: int) -> str:
+    """Return a PDF of blank pages as a data URL."""
+    writer = pypdf.PdfWriter()
+    for _ in range(pages):
+        writer.add_blank_page(width=100, height=100)
+    file = io.BytesIO()
+    writer.write(file)
+    return "data:application/pdf;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def wav(seconds: float, rate: int = 8000) -> bytes:
+    """Return silence as a WAV file: 16 bits, mono."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(2)
+        writer.setframerate(rate)
+        writer.writeframes(bytes(2 * round(seconds * rate)))
+    return file.getvalue()
+
+
+# Rates of which sums are easily told: ten cents an output token, a page, a character, a second.
+
+DIME = {"input_token": "0", "output_token": "0.1"}
+"""Chat that costs ten cents an output token, so that a maximum is a price: exact in advance."""
+PAGE = {"page": "0.1"}
+
+
+class Kind(NamedTuple):
+    """One kind of call: the model it asks for upstream, its rates, and the request."""
+
+    name: str
+    upstream: str
+    rates: Mapping[str, str]
+    path: str
+    body: Callable[[str], Json]
+    """The arguments of `httpx2`'s `post`, for a model."""
+
+
+def _json(**fields: Any) -> Callable[[str], Json]:
+    return lambda model: {"json": {"model": model} | fields}
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            "chat",
+            "gpt-4o",
+            {"input_token": "0.01", "output_token": "0.01"},
+            "/v1/chat/completions",
+            _json(messages=QUESTION, max_tokens=5),
+        ),
+        Kind(
+            "stream",
+            "gpt-4o",
+            {"input_token": "0.01", "output_token": "0.01"},
+            "/v1/chat/completions",
+            _json(messages=QUESTION, max_tokens=5, stream=True),
+        ),
+        Kind(
+            "embeddings",
+            "text-embedding-3-small",
+            {"input_token": "0.01"},
+            "/v1/embeddings",
+            _json(input="x" * 80, dimensions=4),
+        ),
+        Kind(
+            "ocr",
+            "mistral-ocr-latest",
+            PAGE,
+            "/v1/ocr",
+            _json(document={"type": "document_url", "document_url": pdf(2)}),
+        ),
+        Kind(
+            "speech",
+            "tts-1",
+            {"character": "0.01"},
+            "/v1/audio/speech",
+            _json(input="Hello there", voice="alloy", response_format="wav"),
+        ),
+        Kind(
+            "transcription",
+            "whisper-1",
+            {"second": "0.01"},
+            "/v1/audio/transcriptions",
+            lambda model: {
+                "data": {"model": model},
+                "files": {"file": ("talk.wav", wav(2), "audio/wav")},
+            },
+        ),
+    )
+}
+"""Every kind of call, by name."""
+
+
+# Servers
+
+
+class Server:
+    """A `spendgate serve` process and what it writes."""
+
+    def __init__(self, directory: Path, dsn: str, **settings: object) -> None:
+        self.directory = directory
+        self.settings = {name.upper(): str(value) for name, value in settings.items()}
+        self.environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("SPENDGATE_")
+        } | {
+            "SPENDGATE_DATABASE_URL": dsn,
+            "SPENDGATE_DATA_DIR": str(directory / "data"),
+            "SPENDGATE_SECRET_KEY": SECRET,
+            "SPENDGATE_PORT": "0",
+            "SPENDGATE_LOG_LEVEL": "debug",
+            **{f"SPENDGATE_{name}": value for name, value in self.settings.items()},
+        }
+        self.log_path = directory / "log"
+        self.url = ""
+        self._process: subprocess.Popen[bytes] | None = None
+        self._read_to = 0
+
+    def start(self) -> Server:
+        """Start serving, on any free port."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        begins = self.log_path.stat().st_size if self.log_path.exists() else 0
+        with open(self.log_path, "ab") as log:
+            self._process = subprocess.Popen(
+                [SPENDGATE, "serve"],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+        def address() -> str | None:
+            assert self._process is not None
+            assert self._process.poll() is None, f"the server ended: {self.log()}"
+            with open(self.log_path, "rb") as log:
+                log.seek(begins)
+                found = re.search(rb'"address": "([^"]+)"', log.read())
+            return found and found[1].decode()
+
+        def ready() -> bool:
+            with contextlib.suppress(httpx2.TransportError):
+                return httpx2.get(f"{self.url}/readyz").status_code == 200
+            return False
+
+        self.url = eventually(address, within=60, what="an address in the log")
+        eventually(ready, within=60, what="readiness")
+        return self
+
+    def stop(self) -> None:
+        """Stop in order."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.terminate()
+            process.wait(60)
+
+    def kill(self) -> None:
+        """End at once, as a crash would."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(signal.SIGKILL)
+            process.wait(60)
+
+    def log(self) -> str:
+        """Return all that was written to either output."""
+        return self.log_path.read_text("utf-8", "replace")
+
+    def news(self) -> str:
+        """Return what was written since this was last asked."""
+        with open(self.log_path, "rb") as log:
+            log.seek(self._read_to)
+            data = log.read()
+        self._read_to += len(data)
+        return data.decode("utf-8", "replace")
+
+
+class Tenant:
+    """A member with an allocation and a key: who calls."""
+
+    def __init__(self, house: House, allocation: Json, key: Json) -> None:
+        self.house = house
+        self.member_id: str = allocation["member_id"]
+        self.allocation_id: str = allocation["id"]
+        self.models: list[str] = allocation["models"]
+        self.key_id: str = key["id"]
+        self.secret: str = key["key"]
+
+    @property
+    def model(self) -> str:
+        """The (first) model of the allocation."""
+        return self.models[0]
+
+    def post(
+        self, path: str, *, server: Server | None = None, key: str | None = None, **more: Any
+    ) -> httpx2.Response:
+        """Send a request with the key."""
+        headers = {"authorization": f"Bearer {key or self.secret}"} | more.pop("headers", {})
+        return self.house.client(server).post(path, headers=headers, **more)
+
+    def get(self, path: str, *, server: Server | None = None) -> httpx2.Response:
+        """Read something with the key."""
+        headers = {"authorization": f"Bearer {self.secret}"}
+        return self.house.client(server).get(path, headers=headers)
+
+    def chat(self, model: str | None = None, *, server: Server | None = None, **fields: Any) -> Any:
+        """Send a chat completion; None leaves a field out."""
+        headers = fields.pop("headers", {})
+        body = {"model": model or self.model, "messages": QUESTION} | fields
+        body = {name: value for name, value in body.items() if value is not None}
+        return self.post("/v1/chat/completions", server=server, headers=headers, json=body)
+
+    def ocr(self, pages: int, model: str | None = None, **more: Any) -> httpx2.Response:
+        """Have a document of so many pages read."""
+        document = {"type": "document_url", "document_url": pdf(pages)}
+        body = {"model": model or self.model, "document": document}
+        return self.post("/v1/ocr", json=body, **more)
+
+    def ask(self, kind: Kind, model: str | None = None, **more: Any) -> httpx2.Response:
+        """Send a call of a kind."""
+        return self.post(kind.path, **kind.body(model or self.model), **more)
+
+    @contextlib.contextmanager
+    def stream(self, server: Server | None = None, **fields: Any) -> Iterator[httpx2.Response]:
+        """Open a streamed chat completion; leaving closes the connection."""
+        headers = {"authorization": f"Bearer {self.secret}"} | fields.pop("headers", {})
+        body = {"model": self.model, "messages": QUESTION, "stream": True} | fields
+        # A client of its own: leaving must close the connection, not keep it.
+        with (
+            httpx2.Client(base_url=self.house.url(server), timeout=60) as client,
+            client.stream("POST", "/v1/chat/completions", headers=headers, json=body) as answer,
+        ):
+            self.house.saw(answer)
+            yield answer
+
+    def change(self, **fields: Any) -> Json:
+        """Edit the allocation."""
+        return self.house.api("PATCH", f"/admin/allocations/{self.allocation_id}", fields)
+
+    def standing(self) -> Json:
+        """Return the allocation as the control API shows it."""
+        return self.house.api("GET", f"/admin/allocations/{self.allocation_id}")
+
+    def calls(self) -> list[Json]:
+        """Return the calls made with the key, oldest first."""
+        path = f"/admin/calls?key_id={self.key_id}&limit=500"
+        return self.house.api("GET", path)["items"][::-1]
+
+    def booked(self, answer: httpx2.Response) -> Json:
+        """Return the call behind an answer, once it is booked."""
+        return self.house.call(answer.headers["x-spendgate-call-id"])
+
+    def another_key(self, **fields: Any) -> Tenant:
+        """Add a key to the same allocation."""
+        allocation = self.standing()
+        return Tenant(self.house, allocation, self.house.key(allocation, **fields))
+
+
+class House:
+    """A database with servers on it, and the simulator as their provider."""
+
+    def __init__(self, server: Server, dsn: str, sim: RunningSimulator) -> None:
+        self.server = server
+        self.servers = [server]
+        self.dsn = dsn
+        self.sim = sim
+        self.expected_in_log: list[str] = []
+        self._seen: set[str] = set()
+        self._clients: dict[str, httpx2.Client] = {}
+        self._providers: dict[str, str] = {}
+        made = subprocess.run(
+            [SPENDGATE, "create-admin-token", "--name", "tests"],
+            env=server.environment,
+            capture_output=True,
+            text=True,
+        )
+        assert made.returncode == 0, made.stderr
+        self.token = made.stdout.strip()
+
+    # Talking to it
+
+    def url(self, server: Server | None = None) -> str:
+        """Return the address of a server: the first, unless told."""
+        return (server or self.server).url
+
+    def client(self, server: Server | None = None) -> httpx2.Client:
+        """Return a client of a server."""
+        url = self.url(server)
+        if url not in self._clients:
+            hooks = {"response": [self.saw]}
+            self._clients[url] = httpx2.Client(base_url=url, timeout=60, event_hooks=hooks)
+        return self._clients[url]
+
+    def saw(self, answer: httpx2.Response) -> None:
+        """Remember a call that an answer names: the books must have it."""
+        call_id = answer.headers.get("x-spendgate-call-id")
+        if call_id is not None:
+            self._seen.add(call_id)
+
+    def api(
+        self, method: str, path: str, body: Json | None = None, *, server: Server | None = None
+    ) -> Any:
+        """Ask something of the control API that must succeed."""
+        answer = self.client(server).request(
+            method, f"/api{path}", json=body, headers={"authorization": f"Bearer {self.token}"}
+        )
+        assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}"
+        return answer.json()
+
+    def sql(self, statement: str, *values: Any) -> list[Any]:
+        """Read rows that no API shows."""
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            return connection.execute(statement, values).fetchall()
+
+    def call(self, call_id: str) -> Json:
+        """Return a call, once it is booked."""
+
+        def found() -> Any:
+            path = f"/api/admin/calls/{call_id}"
+            headers = {"authorization": f"Bearer {self.token}"}
+            answer = self.client().get(path, headers=headers)
+            return answer.json() if answer.is_success else None
+
+        return eventually(found, within=15, what=f"call {call_id} in the books")
+
+    # Setting it up
+
+    def provider(self, kind: str = "openai", **fields: Any) -> str:
+        """Return a provider of a kind; one of its own if anything else is said."""
+        if not fields and kind in self._providers:
+            return self._providers[kind]
+        body = {
+            "name": f"{kind} {secrets.token_hex(4)}",
+            "kind": kind,
+            "base_url": self.sim.base_url if kind == "mistral" else self.sim.openai_url,
+            "api_key": PROVIDER_KEY,
+        } | fields
+        id: str = self.api("POST", "/admin/providers", body)["id"]
+        if not fields:
+            self._providers[kind] = id
+        return id
+
+    def model(
+        self,
+        rates: Mapping[str, str] | None,
+        upstream: str = "gpt-4o",
+        *,
+        kind: str = "openai",
+        per: int = 1,
+        **fields: Any,
+    ) -> str:
+        """Add a model with these rates (None: unpriced); return its slug."""
+        slug: str = fields.pop("slug", f"model-{secrets.token_hex(4)}")
+        provider_id = fields.pop("provider_id", None) or self.provider(kind)
+        body = {"slug": slug, "provider_id": provider_id, "upstream_model": upstream} | fields
+        self.api("POST", "/admin/models", body)
+        if rates is not None:
+            self.price(slug, rates, per)
+        return slug
+
+    def price(self, model: str, rates: Mapping[str, str], per: int = 1, **fields: Any) -> Json:
+        """Add a version of a model's rates."""
+        listed = [{"unit": unit, "usd": usd, "per": per} for unit, usd in rates.items()]
+        return self.api("POST", "/admin/prices", {"model": model, "rates": listed} | fields)
+
+    def model_for(self, kind: Kind, **fields: Any) -> str:
+        """Add a model for a kind of call."""
+        return self.model(kind.rates, kind.upstream, **fields)
+
+    def allocation(self, member_id: str, *models: str, **fields: Any) -> Json:
+        """Add an allocation."""
+        body = {"member_id": member_id, "models": models, **_caps(fields)}
+        return self.api("POST", "/admin/allocations", body)
+
+    def key(self, *allocations: Json, server: Server | None = None, **fields: Any) -> Json:
+        """Add a key to allocations of one member."""
+        body = {
+            "member_id": allocations[0]["member_id"],
+            "name": "test",
+            "allocation_ids": [allocation["id"] for allocation in allocations],
+        } | fields
+        return self.api("POST", "/admin/keys", body, server=server)
+
+    def member(self) -> str:
+        """Add a member; return the id."""
+        body = {"email": f"{secrets.token_hex(6)}@example.org", "display_name": "Ada"}
+        id: str = self.api("POST", "/admin/members", body)["id"]
+        return id
+
+    def tenant(self, *models: str, key: Json | None = None, **fields: Any) -> Tenant:
+        """Add a member with an allocation (`usd` and `tokens` are its caps) and a key."""
+        allocation = self.allocation(self.member(), *models, **fields)
+        return Tenant(self, allocation, self.key(allocation, **(key or {})))
+
+    # The audit
+
+    def begin(self) -> None:
+        """Begin a test: what happened before is not its business."""
+        self._seen.clear()
+        self.expected_in_log.clear()
+        for server in self.servers:
+            server.news()
+
+    def audit(self) -> None:
+        """Check that the books add up, that no call is missing, and that nobody saw a secret."""
+        held = "SELECT count(*) FROM holds"
+        eventually(lambda: self.sql(held)[0][0] == 0, within=15, what="no holds at rest")
+        # The gateway gives the provider its own id of each call.
+        sent = {call.headers["x-request-id"] for call in self.sim.calls if _ours(call)} | self._seen
+        rows = dict(
+            self.sql(
+                "SELECT id::text, count(*) FROM calls WHERE id::text = ANY(%s) GROUP BY id",
+                list(sent),
+            )
+        )
+        assert rows == dict.fromkeys(sent, 1), "every call has exactly one row"
+        found = asyncio.run(reconcile(self.dsn, lambda *step: None, at_rest=True))
+        assert [str(one) for one in found] == []
+        for server in self.servers:
+            self._audit_log(server.news())
+
+    def _audit_log(self, log: str) -> None:
+        assert PROVIDER_KEY not in log
+        assert f"127.0.0.1:{self.sim.port}" not in log
+        assert not re.search(r"sg_[A-Za-z0-9_-]{20}", log), "a client's key in the log"
+        for line in log.splitlines():
+            if '"level": "error"' in line or "Traceback" in line:
+                expected = any(event in line for event in self.expected_in_log)
+                assert expected, f"an error in the log: {line}"
+
+    def close(self) -> None:
+        """Stop the servers."""
+        for client in self._clients.values():
+            client.close()
+        for server in self.servers:
+            server.stop()
+
+
+def _ours(call: Call) -> bool:
+    """Tell whether a call reached the provider through the gateway."""
+    return call.credential == PROVIDER_KEY and "x-request-id" in call.headers
+
+
+def _caps(fields: Json) -> Json:
+    names = {"usd": "quota_cost_usd_per_month", "tokens": "quota_tokens_per_month"}
+    return {names.get(name, name): value for name, value in fields.items()}
+
+
+# Reading answers
+
+
+def refused(answer: httpx2.Response, status: int, code: str | None) -> Json:
+    """Check an error in OpenAI's envelope; return it."""
+    answer.read()
+    assert answer.status_code == status, f"{answer.status_code} {answer.text[:500]}"
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["x-request-id"]
+    assert answer.headers["x-should-retry"] in ("true", "false")
+    [(name, error)] = answer.json().items()
+    assert name == "error"
+    assert {"message", "type", "param", "code"} <= error.keys()
+    assert isinstance(error["message"], str)
+    assert error["message"]
+    assert error["code"] == code, error
+    if code != "quota_reserved":
+        assert "retry-after" not in answer.headers
+    return error
+
+
+def served(answer: httpx2.Response) -> httpx2.Response:
+    """Check that a call was served."""
+    answer.read()
+    assert answer.status_code == 200, f"{answer.status_code} {answer.text[:500]}"
+    assert answer.headers["x-request-id"]
+    assert answer.headers["x-spendgate-call-id"]
+    return answer
+
+
+def next_month() -> str:
+    """Return when the caps of this month (UTC) are refilled."""
+    now = datetime.now(UTC)
+    year, month = (now.year + 1, 1) if now.month == 12 else (now.year, now.month + 1)
+    return f"{year}-{month:02}-01T00:00:00Z"
+
+
+def events(body: bytes) -> list[Any]:
+    """Return the data of server-sent events: decoded, or `[DONE]`."""
+    datas = [
+        line.removeprefix("data: ")
+        for line in body.decode().replace("\r\n", "\n").split("\n")
+        if line.startswith("data: ")
+    ]
+    return [data if data == "[DONE]" else json.loads(data) for data in datas]

@@ -1,0 +1,96 @@
+"""What the machine draws: small numbers, so that limits are met often."""
+
+from datetime import datetime
+from fractions import Fraction
+from uuid import UUID
+
+import hypothesis.strategies as st
+
+from app.core.ledger import AccountKey, Actual, Demand, Meter, OpenDemand, OwnerKind, account_key
+from app.core.refusals import Outcome
+from app.core.windows import Calendar, Window
+
+Owner = tuple[OwnerKind, str, Window]
+
+
+def _owner(owner: OwnerKind, number: int, window: Window) -> Owner:
+    return owner, str(UUID(int=number << 64 | 4 << 76 | 2 << 62)), window
+
+
+TEAM = _owner("allocation", 1, "month")
+SOLO = _owner("allocation", 2, "month")
+POOL = _owner("pool", 3, "month")
+ABOVE = _owner("pool", 4, "month")
+BUDGET = _owner("key", 5, "lifetime")
+DAILY = _owner("key", 5, "day")
+CHAT = _owner("chat", 6, "lifetime")
+
+OWNERS: list[Owner] = [TEAM, SOLO, POOL, ABOVE, BUDGET, DAILY, CHAT]
+
+PATHS: list[tuple[Owner, ...]] = [
+    (TEAM,),
+    (SOLO,),
+    (TEAM, POOL),
+    (SOLO, POOL, ABOVE),
+    (BUDGET, TEAM, POOL, ABOVE),
+    (CHAT, BUDGET, DAILY, TEAM),
+]
+"""In precedence order, as admission puts them together."""
+
+TOKENS_MAX = 5_000
+NANO_MAX = 5_000
+
+
+def keys_of(owners: tuple[Owner, ...], calendar: Calendar, at: datetime) -> tuple[AccountKey, ...]:
+    """The accounts of a path at an instant."""
+    return tuple(account_key(*owner, calendar.period(owner[2], at)) for owner in owners)
+
+
+def call_id(at: datetime, number: int) -> str:
+    """A UUIDv7 that is the same each time an example is run."""
+    return str(UUID(int=int(at.timestamp() * 1000) << 80 | 7 << 76 | 2 << 62 | number))
+
+
+owners = st.sampled_from(OWNERS)
+paths = st.sampled_from(PATHS)
+meters: st.SearchStrategy[Meter] = st.sampled_from(["tokens", "usd"])
+
+amounts = st.none() | st.just(0) | st.integers(0, 100) | st.integers(1, 4 * TOKENS_MAX)
+"""Of a limit, in either meter; None takes it away."""
+
+_opens = st.builds(
+    OpenDemand,
+    most=st.integers(1, TOKENS_MAX),
+    all_below=st.sampled_from([1, 8, 1024]),
+    times=st.integers(1, 2),
+    tokens_each=st.sampled_from([1, 1, 0]),
+    cost_each=st.integers(0, 3),
+)
+
+
+@st.composite
+def demands(draw: st.DrawFn, path: tuple[AccountKey, ...]) -> Demand:
+    """What a call may ask for: with tokens or without, priced or not, open or not."""
+    open_ = draw(st.none() | _opens)
+    tokens = draw(st.just(0) | st.integers(0, TOKENS_MAX))
+    counts = tokens > 0 or (open_ is not None and open_.tokens_each > 0)
+    whole = st.just(0) | st.integers(0, NANO_MAX)
+    cost = draw(st.none() | whole | whole.map(lambda n: Fraction(n, 3)))
+    policy = draw(st.sampled_from(["strict", "strict", "last_call"]))
+    return Demand(path, tokens, counts, cost, draw(st.sampled_from([1, 1, 7])), open_, policy)
+
+
+@st.composite
+def actuals(draw: st.DrawFn, tokens: int, nano: int | None) -> Actual:
+    """What a call that held so much may turn out to have used: less, exactly that, or more."""
+    used = draw(st.integers(0, tokens) | st.just(tokens) | st.integers(0, 2 * TOKENS_MAX))
+    cost = draw(
+        st.integers(0, nano or 0) | st.just(nano) | st.integers(0, 2 * NANO_MAX) | st.none()
+    )
+    return Actual({"output_token": used} if used else {}, used, cost)
+
+
+delivered: st.SearchStrategy[Outcome] = st.sampled_from(
+    ["success", "client_disconnected", "cut_off"]
+)
+batches = st.lists(st.sampled_from(["settle", "void", "again", "recover", "extend", "reserve", "reserve"]), min_size=2, max_size=8)  # fmt: skip
