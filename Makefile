@@ -27,6 +27,7 @@ unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH CONDA_PREFIX UV_PYTHON UV_PROJECT_ENV
 label = { cat $(1) pyproject.toml | cksum; pwd -P; }
 
 # Makes .venv hold lock $(1) and the project itself, unless it holds one of the locks $(2).
+# The tests start hundreds of processes: they are spared compiling.
 define ready
 @set -eu; \
 for lock in $(2); do \
@@ -54,7 +55,7 @@ if ! $(BIN)/python -m uv --version 2>/dev/null | grep -q "^uv $$wanted\b"; then 
     --requirement $(VENV)/uv.lock; \
 fi; \
 say "Installing the packages of $(1)"; \
-$(RUN) uv pip sync --quiet --python $(BIN)/python --require-hashes $(1); \
+$(RUN) uv pip sync --quiet $(if $(findstring dev,$(1)),--compile-bytecode) --python $(BIN)/python --require-hashes $(1); \
 say "Installing Spendgate"; \
 $(RUN) uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .; \
 $(call label,$(1)) >$(VENV)/.spendgate

@@ -638,7 +638,8 @@ def card(access: Credentials, standings: Sequence[Sequence[str]], directory: Pat
         f"  member's key   {access.member_key}",
         "",
         "Try it: a call, and what it has cost",
-        f"curl {url}/v1/chat/completions -H '{key}' -H 'Content-Type: application/json' -d '{body}'",
+        f"curl {url}/v1/chat/completions -H '{key}' "
+        f"-H 'Content-Type: application/json' -d '{body}'",
         f"curl {url}/api/me/allocations -H '{key}'",
         "",
         "Sample allocations, this month",
