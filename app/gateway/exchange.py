@@ -92,6 +92,8 @@ EVENT_BYTES_MAX = 32 * 2**20
 """The largest server-sent event taken from a provider."""
 DRAIN_BYTES_MAX = 128 * 2**20
 
+_OUTPUT = ("output_token", "output_audio_token")
+
 PASSED_HEADERS = ("content-type", "retry-after", "openai-processing-ms", "content-disposition")
 """What of a provider's headers reaches the client."""
 
@@ -161,6 +163,20 @@ class Call:
             nano = 0 if not usage else None if self.price is None else self.price.cost_nano(usage)
             self._actual = Actual(usage, tokens_of(usage), nano)
         return self._actual
+
+    def bounded(self, usage: Usage) -> Usage:
+        """Return an estimate with no more output than the provider was allowed."""
+        output = usage.get("output_token")
+        opened = self.ceiling.open
+        if opened is None:
+            allowed = [b[u] for b in self.ceiling.bundles for u in _OUTPUT if u in b]
+            most = max(allowed, default=None)
+        else:
+            granted = self.grant.grant.granted if self.grant is not None else None
+            most = (opened.most if granted is None else granted) * opened.times
+        if output is None or most is None or output <= most:
+            return usage
+        return {**usage, "output_token": most}
 
 
 class Exchange:
@@ -602,7 +618,7 @@ class Exchange:
         if (endpoint.reader, endpoint.answer) == ("json", "json") and members_of(body) is None:
             raise UpstreamFailed("The provider's answer could not be read.")
         most = dearest(call.ceiling.bundles, call.price)
-        usage = endpoint.estimate(body, most, call.model_facts)
+        usage = call.bounded(endpoint.estimate(body, most, call.model_facts))
         known = "character" in usage or ("second" in usage and call.request.document is not None)
         return usage, not known
 
@@ -797,7 +813,8 @@ class _Relay:
         if meter.output_bytes == 0 and not meter.done and not self.gone:
             return {}, False
         most = dearest(call.ceiling.bundles, call.price)
-        return estimate_chat(most, meter.output_bytes, call.model_facts), True
+        estimate = estimate_chat(most, meter.output_bytes, call.model_facts)
+        return call.bounded(estimate), True
 
     async def _pass(self, outs: Any) -> None:
         provider = self.call.provider

@@ -60,8 +60,10 @@ class Spool:
     def append(self, settlement: Settlement, accounts: tuple[AccountKey, ...]) -> None:
         """Put a settlement on the disk; when this returns it survives the process."""
         entry = Entry(settlement, accounts)
-        self._write([entry])
-        self._entries[entry.call_id] = entry
+        if self._entries.get(entry.call_id) != entry:
+            # Else it was replayed in vain, and is on the disk already.
+            self._write([entry])
+            self._entries[entry.call_id] = entry
         self._intents.pop(entry.call_id, None)
 
     def intend(self, settlement: Settlement, accounts: tuple[AccountKey, ...]) -> None:
@@ -82,7 +84,7 @@ class Spool:
     def replayed(self, entries: Sequence[Entry]) -> None:
         """Forget entries that the ledger has answered for."""
         for entry in entries:
-            # Spooled anew in the meantime, it is another entry and stays.
+            # Another settlement of the call, spooled in the meantime, stays.
             if self._entries.get(entry.call_id) is entry:
                 del self._entries[entry.call_id]
         self._empty()
@@ -144,10 +146,17 @@ class Spool:
         for path in sorted(self.directory.glob("*.spool")):
             if path == self._path:
                 continue
-            with open(path, "rb") as file:
+            try:
+                file = open(path, "rb")  # noqa: SIM115 - closed below
+            except FileNotFoundError:
+                # Another process that has just started was faster.
+                continue
+            with file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
+                    continue
+                if not path.exists():
                     continue
                 # Of a call's lines the last one counts: a settlement follows its intent.
                 entries = {entry.call_id: entry for entry in _read(file.read())}

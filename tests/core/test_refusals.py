@@ -3,11 +3,21 @@
 To add a reason, add it to `app.core.refusals` and a row here.
 """
 
+from datetime import UTC, datetime
 from typing import get_args
 
 import pytest
 
-from app.core.refusals import DELIVERED, OUTCOME_OF, Outcome, Reason, Refusal, Shortfall
+from app.core.refusals import (
+    DELIVERED,
+    OUTCOME_OF,
+    LimitDocument,
+    Outcome,
+    Reason,
+    Refusal,
+    Shortfall,
+    limit_document,
+)
 
 # In order of precedence: the reason as clients see it, and the outcome of the call.
 REASONS: list[tuple[str, str | None]] = [
@@ -51,6 +61,29 @@ def test_what_remains_is_neither_used_nor_held_and_never_negative(
 ) -> None:
     shortfall = Shortfall("pool", "p", "usd", "month", amount, used, held, 1, None)
     assert shortfall.remaining == remaining
+
+
+@pytest.mark.parametrize(
+    ("meter", "amount", "used", "held", "needed", "remaining"),
+    [
+        # Money is written as decimal strings, tokens are counted.
+        ("usd", "0.0000001", "0.00000002", "0.00000003", "0.00000006", "0.00000005"),
+        ("tokens", 100, 20, 30, 60, 50),
+    ],
+)
+def test_a_shortfall_is_written_as_people_read_it(
+    meter: str,
+    amount: int | str,
+    used: int | str,
+    held: int | str,
+    needed: int | str,
+    remaining: int | str,
+) -> None:
+    resets_at = datetime(2026, 2, 1, tzinfo=UTC)
+    shortfall = Shortfall("pool", "p", meter, "month", 100, 20, 30, 60, resets_at)
+    assert limit_document(shortfall) == LimitDocument(
+        "pool", "p", meter, "month", amount, used, held, needed, remaining, resets_at
+    )
 
 
 def test_a_refusal_needs_no_more_than_a_reason() -> None:

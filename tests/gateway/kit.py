@@ -465,17 +465,19 @@ class House:
         eventually(lambda: self.sql(held)[0][0] == 0, within=15, what="no holds at rest")
         # The gateway gives the provider its own id of each call.
         sent = {call.headers["x-request-id"] for call in self.sim.calls if _ours(call)} | self._seen
-        rows = dict(
-            self.sql(
-                "SELECT id::text, count(*) FROM calls WHERE id::text = ANY(%s) GROUP BY id",
-                list(sent),
-            )
+        eventually(
+            lambda: self._rows_of(sent) == dict.fromkeys(sent, 1),
+            within=15,
+            what="exactly one row for every call",
         )
-        assert rows == dict.fromkeys(sent, 1), "every call has exactly one row"
         found = asyncio.run(reconcile(self.dsn, lambda *step: None, at_rest=True))
         assert [str(one) for one in found] == []
         for server in self.servers:
             self._audit_log(server.news())
+
+    def _rows_of(self, call_ids: set[str]) -> dict[str, int]:
+        counted = "SELECT id::text, count(*) FROM calls WHERE id = ANY(%s::uuid[]) GROUP BY id"
+        return dict(self.sql(counted, list(call_ids)))
 
     def _audit_log(self, log: str) -> None:
         assert PROVIDER_KEY not in log

@@ -393,9 +393,7 @@ def test_a_cap_edit_is_audited_with_actor_before_after_and_reason(house: House) 
     assert "tests" in str(event["actor"])
 
 
-def test_a_lower_cap_does_not_touch_the_call_in_flight(
-    house: House, sim: RunningSimulator
-) -> None:
+def test_a_lower_cap_does_not_touch_the_call_in_flight(house: House, sim: RunningSimulator) -> None:
     tenant = house.tenant(house.model(DIME), usd="1")
     sim.set(chunk_delay=0.05, answer_tokens=6)
     with tenant.stream(max_tokens=10) as running:

@@ -142,9 +142,7 @@ def test_what_was_let_through_counts_against_the_cap_once_the_ledger_is_back(
     refused(tenant.chat(max_tokens=1), 429, "cost_quota_exceeded")
 
 
-def _in_flight(
-    sim: RunningSimulator, ask: Callable[[], Any]
-) -> tuple[threading.Thread, list[Any]]:
+def _in_flight(sim: RunningSimulator, ask: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
     """Start a call, and return once the provider has it."""
     answers: list[Any] = []
     reached = sim.app.total

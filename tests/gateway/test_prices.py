@@ -230,9 +230,7 @@ def test_a_price_holds_for_the_calls_admitted_after_it_on_every_replica(
     # A price of next week is not in force, nor one that was out of date when it was entered.
     now = datetime.now(UTC)
     for at in (now + timedelta(days=7), now - timedelta(days=7)):
-        house.price(
-            model, {"input_token": "0", "output_token": "9"}, effective_from=at.isoformat()
-        )
+        house.price(model, {"input_token": "0", "output_token": "9"}, effective_from=at.isoformat())
     again = served(tenant.chat(max_tokens=1))
     assert again.headers["x-spendgate-cost-usd"] == "0.25"
     assert tenant.booked(before)["cost_usd"] == "0.10"
@@ -292,6 +290,18 @@ def test_an_answer_without_usage_is_billed_by_an_estimate_that_is_flagged(
     assert usage.keys() == least.keys()
     assert all(usage[unit] >= amount for unit, amount in least.items())
     assert Decimal(row["cost_usd"]) == Decimal(sum(usage.values())) / 100
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("maximum", [3, None], ids=["asked for", "granted"])
+def test_an_estimate_is_never_above_the_maximum_that_the_provider_was_given(
+    house: House, sim: RunningSimulator, maximum: int | None, stream: bool
+) -> None:
+    sim.set(usage="missing")
+    tenant = house.tenant(house.model(DIME), usd="0.30")
+    answer = served(tenant.chat(max_tokens=maximum, stream=stream or None))
+    row = tenant.booked(answer)
+    assert (row["estimated"], row["usage"]["output_token"], row["cost_usd"]) == (True, 3, "0.30")
 
 
 def test_usage_beyond_the_hold_is_booked_in_full_and_recorded_as_overrun(

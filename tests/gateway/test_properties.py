@@ -67,7 +67,11 @@ def _send(tenant: Tenant, step: Step, models: dict[str, str]) -> Any:
     max_examples=12,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(sequence=st.lists(steps, min_size=1, max_size=8), usd=caps, tokens=st.none() | st.integers(0, 400))
+@given(
+    sequence=st.lists(steps, min_size=1, max_size=8),
+    usd=caps,
+    tokens=st.none() | st.integers(0, 400),
+)
 def test_any_calls_stay_under_the_caps_and_add_up(
     house: House,
     sim: RunningSimulator,

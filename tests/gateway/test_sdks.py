@@ -160,9 +160,7 @@ def test_openai_models(sdks: Sdks) -> None:
 
 
 async def test_openai_async(sdks: Sdks) -> None:
-    async with openai.AsyncOpenAI(
-        base_url=f"{sdks.url}/v1", api_key=sdks.tenant.secret
-    ) as client:
+    async with openai.AsyncOpenAI(base_url=f"{sdks.url}/v1", api_key=sdks.tenant.secret) as client:
         stream = await client.chat.completions.create(
             model=sdks.models["chat"], messages=QUESTION, stream=True
         )

@@ -22,6 +22,9 @@ from tests.ledger.model import Extend, Model, Operation, Recover, Reserve, Resul
 SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
 """Run for as long as it is worth, rather than as long as one waits for tests."""
 
+SHRINKING_S = 600
+"""A run that passes takes well under a minute; one that fails looks for its simplest example."""
+
 
 class System(Protocol):
     """A ledger that the machine can drive."""
@@ -269,7 +272,10 @@ class LedgerMachine(RuleBasedStateMachine):
         booked = self.model.calls[data.draw(st.sampled_from(among or list(self.model.calls)))]
         flight = self.model.settled[booked.call_id]
         actual = data.draw(strategies.actuals(booked.tokens, booked.nano))
-        return Settle(Settlement(flight.facts, "success", 200, actual, self.now), flight.path)
+        return Settle(
+            Settlement(flight.facts, data.draw(strategies.again), 200, actual, self.now),
+            flight.path,
+        )
 
     def a_recover(self, call: str) -> Recover:
         return Recover(call, self.model.flights[call].facts.account_ids, self.now)

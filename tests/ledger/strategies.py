@@ -93,4 +93,7 @@ def actuals(draw: st.DrawFn, tokens: int, nano: int | None) -> Actual:
 delivered: st.SearchStrategy[Outcome] = st.sampled_from(
     ["success", "client_disconnected", "cut_off"]
 )
+again: st.SearchStrategy[Outcome] = st.sampled_from(["success", "cut_off", "recovered"])
+"""How a call that is booked may be said to have ended: `recovered` is a replayed intent."""
+
 batches = st.lists(st.sampled_from(["settle", "void", "again", "recover", "extend", "reserve", "reserve"]), min_size=2, max_size=8)  # fmt: skip

@@ -5,7 +5,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from app.core.ledger import AccountKey, Actual, Meter
 from tests.core.dict_store import DictStore
-from tests.ledger.machine import SOAK, LedgerMachine, bounded
+from tests.ledger.machine import SHRINKING_S, SOAK, LedgerMachine, bounded
 from tests.ledger.model import (
     AdjustmentRow,
     CallRow,
@@ -92,7 +92,7 @@ class CoreSystem:
         pass
 
 
-@pytest.mark.timeout(0 if SOAK else 170)
+@pytest.mark.timeout(0 if SOAK else SHRINKING_S)
 def test_the_ledger_on_dicts_is_the_model() -> None:
     class CoreMachine(LedgerMachine):
         system = CoreSystem()

@@ -16,7 +16,7 @@ from app.core.ledger import Account, AccountKey, Actual, Meter
 from app.store.ledger import Granted, Ledger, Settled, encode
 from app.store.reconcile import reconcile
 from app.store.spool import Spool
-from tests.ledger.machine import SOAK, LedgerMachine, bounded
+from tests.ledger.machine import SHRINKING_S, SOAK, LedgerMachine, bounded
 from tests.ledger.model import (
     AdjustmentRow,
     CallRow,
@@ -175,11 +175,11 @@ class PostgresSystem:
         assert asyncio.run(reconcile(self.dsn, at_rest=True)) == []
 
 
-@pytest.mark.timeout(0 if SOAK else 170)
+@pytest.mark.timeout(0 if SOAK else SHRINKING_S)
 def test_the_ledger_on_postgresql_is_the_model(database_url: str, tmp_path: Path) -> None:
     with PostgresSystem(database_url, tmp_path / "spool") as postgres:
 
         class PostgresMachine(LedgerMachine):
             system = postgres
 
-        run_state_machine_as_test(PostgresMachine, settings=bounded(examples=120, steps=35))
+        run_state_machine_as_test(PostgresMachine, settings=bounded(examples=240, steps=35))

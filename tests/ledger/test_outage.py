@@ -7,6 +7,7 @@ import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -118,6 +119,20 @@ def test_a_spool_that_another_process_finds_before_it_is_locked_is_not_lost(
     call = Call()
     leave(tmp_path, call)
     assert [entry.call_id for entry in spooled(tmp_path)] == [call.id]
+
+
+def test_processes_that_start_at_once_adopt_a_dead_ones_settlements_once(tmp_path: Path) -> None:
+    calls = [Call() for _ in range(30)]
+    for call in calls:
+        leave(tmp_path, call)
+    with ThreadPoolExecutor(8) as starting:
+        spools = list(starting.map(Spool, [tmp_path] * 8))
+    adopted = [entry.call_id for spool in spools for entry in spool.take()]
+    assert sorted(adopted) == sorted(call.id for call in calls)
+    for spool in spools:
+        spool.replayed(spool.take())
+        spool.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_is_full_fails_the_settlement_and_spoils_no_later_one(tmp_path: Path) -> None:

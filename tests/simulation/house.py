@@ -221,8 +221,10 @@ class Gateway:
         self.directory = house.directory / name
         self.directory.mkdir(exist_ok=True)
         self.log_path = self.directory / "log"
-        self.settings = settings
+        self.settings = {name.upper(): value for name, value in settings.items()}
+        self.dsn = house.dsn
         self.url = ""
+        self._begins = 0
         self.process: Child | None = None
 
     @property
@@ -250,7 +252,7 @@ class Gateway:
     ) -> Gateway:
         """Start; with `at`, to die there (see `server.py`)."""
         settings = {
-            "DATABASE_URL": self.house.dsn,
+            "DATABASE_URL": self.dsn,
             "DATA_DIR": self.directory / "data",
             "SECRET_KEY": SECRET,
             "PORT": 0,
@@ -263,22 +265,27 @@ class Gateway:
         environment |= {f"SPENDGATE_{name}": str(value) for name, value in settings.items()}
         arguments = [] if at is None else ["--at", at, "--hit", str(hit), "--signal", signal]
         self.log_path.touch()
-        begins = self.log_path.stat().st_size
+        self._begins = self.log_path.stat().st_size
+        self.url = ""
         self.process = self.house.nursery.fork(
             [*arguments, "--", "--no-migrate"], environment, self.log_path
         )
-
-        def address() -> str | None:
-            assert self.running(), f"{self.name} ended: {self.log()[-3000:]}"
-            with open(self.log_path, "rb") as file:
-                file.seek(begins)
-                found = re.search(rb'"address": "([^"]+)"', file.read())
-            return found and found[1].decode()
-
         if ready:
-            self.url = await eventually(address, within=60, what=f"{self.name} listens")
+            await eventually(self.listens, within=60, what=f"{self.name} listens")
             await eventually(self.ready, within=30, what=f"{self.name} is ready")
         return self
+
+    def listens(self) -> bool:
+        """Tell whether it has said where it listens (or has died already, as it was told to)."""
+        with open(self.log_path, "rb") as file:
+            file.seek(self._begins)
+            found = re.search(rb'"address": "([^"]+)"', file.read())
+        if found:
+            self.url = found[1].decode()
+            return True
+        assert self.process is not None
+        assert self.process.returncode in (None, -signal.SIGKILL), self.log()[-3000:]
+        return not self.running()
 
     async def ready(self) -> bool:
         """Tell whether it says that it is ready."""

@@ -38,7 +38,8 @@ async def test_a_commit_whose_acknowledgement_is_lost_counts_once(
         sent, doubtful = [], []
         async with a_client() as client:
             sent.append(await call(client, gateway, tenant, "chat"))
-            for kind in ("chat", "stream"):
+            # Waiting for a connection that hangs takes seconds, so once will do.
+            for kind in ("stream",) if silent else ("chat", "stream"):
                 trap = wire.trap(statement, arrives=arrives, silent=silent)
                 doubtful.append(await call(client, gateway, tenant, kind))
                 assert trap.sprung.is_set()
@@ -150,16 +151,3 @@ async def test_a_call_stays_alive_when_the_refresh_of_its_hold_gets_no_answer(
         assert sent[0].whole, sent[0]
         [row] = (await Audit(house, sent).check()).values()
         assert row.outcome == "success", "its hold was kept alive"
-
-
-async def test_a_gateway_whose_connections_were_forgotten_learns_of_changes(house: House) -> None:
-    first = house.tenant()
-    with wired(house) as wire:
-        gateway = await house.gateway(ledger_wait_s=WAIT_S).start()
-        async with a_client() as client:
-            sent = [await call(client, gateway, first, "chat")]
-            wire.forget()
-            second = house.tenant()
-            await eventually(lambda: _whole(client, gateway, second, sent), within=20)
-            await eventually(gateway.ready, within=10)
-        await Audit(house, sent).check()

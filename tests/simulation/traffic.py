@@ -99,6 +99,9 @@ async def call(
     """Make one call; what goes wrong on the way is in the result. `leave_after`: so many lines."""
     sent = Sent(kind)
     path = "/v1/ocr" if kind == "ocr" else "/v1/chat/completions"
+    if not gateway.url:
+        sent.error = "nobody listens"
+        return sent
     try:
         async with client.stream(
             "POST",
