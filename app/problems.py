@@ -44,18 +44,6 @@ class Problem(msgspec.Struct, frozen=True):
             error["limit"] = self.limit
         return msgspec.json.encode({"error": error})
 
-    def anthropic(self) -> bytes:
-        """Return the body in Anthropic's envelope, with our code and limit beside its own."""
-        error: dict[str, object] = {
-            "type": self.type,
-            "message": self.message,
-            "code": self.code,
-        }
-        if self.limit is not None:
-            error["scope"] = self.scope
-            error["limit"] = self.limit
-        return msgspec.json.encode({"type": "error", "error": error})
-
     def event(self) -> bytes:
         """Return the error as one server-sent event."""
         return b"data: " + self.openai() + b"\n\n"

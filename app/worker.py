@@ -106,6 +106,9 @@ class Worker:
     async def keep_house(self) -> None:
         """Make the partitions of this month and the next ones; drop answers of yesterday."""
         async with self.pool.connection() as connection:
+            # Making a partition locks the table of calls for a moment, and whoever waits for that
+            # lock keeps everyone behind it waiting.
+            await connection.execute("SET lock_timeout = '1s'")
             for ahead in range(PARTITIONS_AHEAD + 1):
                 await connection.execute(
                     "SELECT ensure_calls_partition(now() + make_interval(months => %s))", [ahead]
@@ -113,3 +116,4 @@ class Worker:
             await connection.execute(
                 "DELETE FROM answers WHERE created_at < now() - interval '1 day'"
             )
+            await connection.execute("RESET lock_timeout")

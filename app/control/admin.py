@@ -813,6 +813,9 @@ class KeyInput(Input):
     allocation_ids: list[UUID]
     expires_at: datetime | None = None
     one_shot: bool = False
+    # Keys carry no limits yet: saying so explicitly is fine, asking for one is refused.
+    token_budget: int | None = None
+    limits: tuple[object, ...] = ()
 
 
 class KeyPatch(Input):
@@ -836,6 +839,9 @@ async def add_key(data: JSONBody[KeyInput], desk: NamedDependency[Desk]) -> KeyW
     id, secret = uuid7(), new_key()
     member_id = str(data.member_id)
     name = wire.text("name", data.name)
+    for field, asked in (("token_budget", data.token_budget), ("limits", data.limits)):
+        if asked:
+            raise invalid(field, "is not available yet; cap the allocation instead")
     expires_at = None
     if data.expires_at is not None:
         expires_at = wire.instant("expires_at", data.expires_at)

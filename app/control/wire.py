@@ -27,7 +27,7 @@ from app.core.money import AMOUNT_TOKENS_MAX, InvalidAmount, usd_to_nano
 T = TypeVar("T")
 
 PAGE_DEFAULT: Final = 50
-PAGE_MAX: Final = 500
+PAGE_MAX: Final = 1000
 
 _SLUG: Final = re.compile(r"[\x21-\x7e]{1,200}")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)

@@ -41,7 +41,6 @@ CHOICES_MAX: Final = 128
 """The greatest `n`, as the OpenAI API has it."""
 
 OPEN_TOKENS_ALL_BELOW: Final = 1024
-OPEN_PAGES_ALL_BELOW: Final = 100
 
 _MESSAGE_TOKENS: Final = 4
 _ANSWER_TOKENS: Final = 3
@@ -372,7 +371,8 @@ def _content_size(value: object, *names: str) -> int | None:
 
 def _read_audio(audio: object, media: _Media, facts: ModelFacts) -> None:
     size = _content_size(audio, "data", "url")
-    pcm = isinstance(audio, dict) and audio.get("format") in _PCM_FORMATS
+    format = audio.get("format") if isinstance(audio, dict) else None
+    pcm = isinstance(format, str) and format in _PCM_FORMATS
     if size is None:
         seconds = facts.audio_seconds_unknown
     else:
@@ -473,7 +473,7 @@ def ocr_ceiling(
         return Ceiling(({"page": min(asked, facts.ocr_pages_max if known is None else known)},))
     if known is not None:
         return Ceiling(({"page": known},))
-    return Ceiling(({},), OpenQuantity("page", facts.ocr_pages_max, OPEN_PAGES_ALL_BELOW))
+    return Ceiling(({},), OpenQuantity("page", facts.ocr_pages_max, facts.ocr_pages_max))
 
 
 def _asked_pages(raw: Raw) -> int:
@@ -542,15 +542,17 @@ def transcription_ceiling(
 
     `seconds` is the duration that the file's own header states, None (or nothing above zero) if
     it could not be read: then `audio_seconds_unknown`. First the seconds, exactly; then tokens:
-    audio at `audio_tokens_per_second`, the prompt by its bytes, and the model's maximum of
-    output, or 25 tokens a second and 100, twice what the fastest speech has.
+    audio at `audio_tokens_per_second`, the prompt by its bytes, and of output 25 tokens a second
+    and 100, twice what the fastest speech has, or the model's maximum if that is less.
     """
     if seconds is None or not seconds.is_finite() or seconds <= 0:
         seconds = Decimal(model_facts.audio_seconds_unknown)
     tokens: Usage = {
         "input_audio_token": ceil(seconds * model_facts.audio_tokens_per_second),
         "input_token": _tokens(max(0, prompt_bytes), model_facts) + _MESSAGE_TOKENS,
-        "output_token": model_facts.max_output_tokens
-        or ceil(seconds * _TRANSCRIPT_TOKENS_PER_SECOND) + _TRANSCRIPT_TOKENS_LEAST,
+        "output_token": _within(
+            ceil(seconds * _TRANSCRIPT_TOKENS_PER_SECOND) + _TRANSCRIPT_TOKENS_LEAST,
+            model_facts.max_output_tokens,
+        ),
     }
     return Ceiling(({"second": exact(seconds)}, tokens))

@@ -5,7 +5,7 @@ it is charged to, what a grant means for the request that goes upstream. Owns ne
 (`ledger`) nor who may call (`access`).
 
 Invariants: the demand of a ceiling, at any grant, costs at least what any usage within it does;
-a call is unpriced at admission exactly when no way of metering it has a rate for every unit.
+a call is unpriced at admission only if no usage within its ceiling has a rate for every unit.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,6 +23,25 @@ BOOK_WINDOW: Window = "month"
 """The window whose accounts every allocation has, limited or not: what the cards show."""
 
 
+_PLAIN = {
+    "input_audio_token": "input_token",
+    "input_image_token": "input_token",
+    "output_audio_token": "output_token",
+}
+"""What a provider that tells no kinds of tokens apart reports a part as."""
+
+
+def _forms(bundle: Usage) -> tuple[Usage, ...]:
+    """Return a bundle, and what is reported of the same use by a provider that is less exact."""
+    if not any(unit in _PLAIN for unit in bundle):
+        return (bundle,)
+    plain: Usage = {}
+    for unit, quantity in bundle.items():
+        name = _PLAIN.get(unit, unit)
+        plain[name] = plain.get(name, 0) + quantity
+    return bundle, plain
+
+
 def demand_for(
     ceiling: Ceiling, price: Price | None, path: tuple[AccountKey, ...], policy: OverrunPolicy
 ) -> Demand:
@@ -31,22 +50,22 @@ def demand_for(
     tokens = 0
     cost: int | Fraction | None = None
     for bundle in ceiling.bundles:
-        exact = None if price is None else price.ceiling_exact(bundle)
-        if exact is None:
-            continue
-        tokens = max(tokens, tokens_of(bundle))
-        if cost is None or exact > cost:
-            cost = exact
+        for form in _forms(bundle):
+            exact = None if price is None else price.ceiling_exact(form)
+            if exact is not None:
+                tokens = max(tokens, tokens_of(form))
+                cost = exact if cost is None else max(cost, exact)
     if cost is None:
         tokens = max(tokens_of(bundle) for bundle in ceiling.bundles)
     open_counts = open_ is not None and open_.unit in TOKEN_UNITS
     each = 0
     if price is not None and open_ is not None:
-        rate = price.worst.get(open_.unit)
-        if rate is None:
-            cost = None
+        rates = [price.worst.get(open_.unit), price.worst.get(_PLAIN.get(open_.unit, ""))]
+        known = [rate for rate in rates if rate is not None]
+        if known:
+            each = max(known)
         else:
-            each = rate
+            cost = None
     return Demand(
         accounts=path,
         tokens=tokens,
@@ -84,14 +103,13 @@ class Paths:
 
 
 def dearest(bundles: Sequence[Usage], price: Price | None) -> Usage:
-    """Return what a usage that was never reported is billed at: the dearest bundle with a price."""
+    """Return what a usage that was never reported is billed at: the dearest that has a price."""
+    best: Usage | None = None
+    most: int | Fraction = -1
     if price is not None:
-        best: Usage | None = None
-        most: int | Fraction = -1
         for bundle in bundles:
-            exact = price.cost_exact(bundle)
-            if exact is not None and exact > most:
-                best, most = bundle, exact
-        if best is not None:
-            return best
-    return bundles[0]
+            for form in _forms(bundle):
+                exact = price.cost_exact(form)
+                if exact is not None and exact > most:
+                    best, most = form, exact
+    return bundles[0] if best is None else best

@@ -17,7 +17,7 @@ import wave
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from io import BytesIO
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 import multipart
@@ -33,10 +33,8 @@ from app.core.ceilings import BadRequest, Ceiling, ModelFacts
 from app.core.metering import DECODE_ERRORS, Usage
 from app.settings import Settings
 
-_T = TypeVar("_T")
-
 THREAD_ABOVE_BYTES = 200_000
-"""Documents above this are parsed in a thread: the event loop has other calls to serve."""
+"""Audio above this is looked into in a thread: the event loop has other calls to serve."""
 
 _decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_text = msgspec.json.Decoder(str).decode
@@ -94,8 +92,8 @@ class Endpoint(msgspec.Struct, frozen=True):
     stream_meter: Callable[[bool], sse.ChatStreamMeter] | None = None
     document: Callable[[Request], Awaitable[None]] | None = None
     """Looks into the document of a request, where the ceiling depends on it."""
-    clamp: Callable[[Request, Provider, int], None] | None = None
-    """Writes the granted maximum into the request."""
+    clamp: Callable[[Request, Provider, str, int], None] | None = None
+    """Writes the granted maximum into the request, as the provider's model understands it."""
 
     @property
     def path(self) -> str:
@@ -261,13 +259,13 @@ def _form_bytes(request: Request, upstream_model: str) -> tuple[bytes, str]:
 _NEW_NAME = re.compile(r"(openai/)?(o[1-9]|gpt-[5-9])")
 
 
-def _clamp_tokens(request: Request, provider: Provider, granted: int) -> None:
+def _clamp_tokens(request: Request, provider: Provider, model: str, granted: int) -> None:
     # OpenAI's newer models refuse the old name; other providers know no other.
-    new = provider.kind in ("openai", "azure") or _NEW_NAME.match(request.model) is not None
+    new = provider.kind in ("openai", "azure") or _NEW_NAME.match(model) is not None
     request.fields["max_completion_tokens" if new else "max_tokens"] = Raw(str(granted).encode())
 
 
-def _clamp_pages(request: Request, provider: Provider, granted: int) -> None:
+def _clamp_pages(request: Request, provider: Provider, model: str, granted: int) -> None:
     request.fields["pages"] = Raw(_encode(list(range(granted))))
 
 
@@ -282,9 +280,11 @@ async def _count_pages(request: Request) -> None:
     if address is None or not address.startswith("data:"):
         return
     header, _, payload = address.partition(",")
-    if "pdf" not in header:
-        return
-    request.document = await _off_loop(len(payload), _pdf_pages, payload)
+    if "image/" in header:
+        request.document = 1
+    elif "pdf" in header:
+        # Never on the loop: a small file can describe a very large tree of pages.
+        request.document = await asyncio.to_thread(_pdf_pages, payload)
 
 
 class _Document(msgspec.Struct):
@@ -322,7 +322,10 @@ async def _measure_audio(request: Request) -> None:
         ),
         "",
     )
-    request.document = await _off_loop(len(part.data), audio_seconds, part.data, filename)
+    if len(part.data) <= THREAD_ABOVE_BYTES:
+        request.document = audio_seconds(part.data, filename)
+    else:
+        request.document = await asyncio.to_thread(audio_seconds, part.data, filename)
 
 
 def audio_seconds(data: bytes, filename: str = "") -> Decimal | None:
@@ -358,12 +361,6 @@ def audio_seconds(data: bytes, filename: str = "") -> Decimal | None:
     return Decimal(str(float(tag.duration)))
 
 
-async def _off_loop(size: int, function: Callable[..., _T], *args: Any) -> _T:
-    if size <= THREAD_ABOVE_BYTES:
-        return function(*args)
-    return await asyncio.to_thread(function, *args)
-
-
 # Ceilings and estimates
 
 
@@ -396,6 +393,8 @@ def _chat_estimate(body: bytes, dearest: Usage, facts: ModelFacts) -> Usage:
 
 class _Message(msgspec.Struct):
     content: Any = None
+    reasoning_content: Any = None
+    tool_calls: Any = None
 
 
 class _Choice(msgspec.Struct):
@@ -415,12 +414,21 @@ def _chat_text_bytes(body: bytes) -> int:
     except DECODE_ERRORS:
         return len(body)
     return sum(
-        len(_encode(choice.message.content)) for choice in completion.choices if choice.message
+        len(_encode(part))
+        for choice in completion.choices
+        if (said := choice.message) is not None
+        for part in (said.content, said.reasoning_content, said.tool_calls)
+        if part is not None
     )
 
 
 def _dearest(body: bytes, dearest: Usage, facts: ModelFacts) -> Usage:
     return dearest
+
+
+def _pages_estimate(body: bytes, dearest: Usage, facts: ModelFacts) -> Usage:
+    # An answer that tells no pages had one at least.
+    return dearest or {"page": 1}
 
 
 def _nothing(body: bytes) -> Usage | None:
@@ -454,7 +462,7 @@ ENDPOINTS: dict[str, Endpoint] = {
             answer="json",
             ceiling=_ocr_ceiling,
             meter=metering.meter_ocr,
-            estimate=_dearest,
+            estimate=_pages_estimate,
             document=_count_pages,
             clamp=_clamp_pages,
         ),

@@ -69,7 +69,8 @@ from app.problems import (
 from app.settings import Settings
 from app.store.answers import Answers, Fresh, Mismatch, Replay, Running
 from app.store.directory import Directory
-from app.store.ledger import Answer, Granted, Ledger, LedgerUnavailable, Stale, Standing
+from app.store.ledger import Granted, Ledger, LedgerUnavailable, Stale, Standing
+from app.store.spool import Answer
 from app.store.vault import Vault
 
 log = structlog.get_logger(__name__)
@@ -94,8 +95,8 @@ DRAIN_BYTES_MAX = 128 * 2**20
 
 _OUTPUT = ("output_token", "output_audio_token")
 
-PASSED_HEADERS = ("content-type", "retry-after", "openai-processing-ms", "content-disposition")
-"""What of a provider's headers reaches the client."""
+PASSED_HEADERS = ("content-type", "openai-processing-ms", "content-disposition")
+"""What of a provider's headers reaches the client. Not `retry-after`: SDKs sleep on it."""
 
 
 class Refused(Exception):
@@ -338,13 +339,14 @@ class Exchange:
                     continue
                 await self._refuse(call, grantee)
             demand = self._prepare(call, grantee)
+            if demand.cost is None and call.allocation.unpriced == "deny":
+                await self._refuse(call, Refusal(Reason.MODEL_UNPRICED, detail=call.request.model))
             try:
                 result = await self.ledger.reserve(
                     call.facts, demand, version, one_shot=call.key.one_shot
                 )
             except LedgerUnavailable:
-                if call.allocation.ledger_outage == "allow":
-                    self._let_through(call, demand)
+                if call.allocation.ledger_outage == "allow" and self._let_through(call, demand):
                     break
                 await self._refuse(call, Refusal(Reason.LEDGER_UNAVAILABLE))
             if isinstance(result, Stale):
@@ -358,20 +360,30 @@ class Exchange:
             assert isinstance(result, Granted)
             call.grant = result
             call.standing = result.standing
+            if call.key.one_shot:
+                self.directory.mark_used(call.digest, call.started_at)
             break
         if call.provider is None or not call.provider.credential:
             await self._refuse(call, Refusal(Reason.PROVIDER_UNAVAILABLE))
 
-    def _let_through(self, call: Call, demand: Demand) -> None:
-        """Note a call on the disk that goes upstream without a hold, in case we die with it."""
+    def _let_through(self, call: Call, demand: Demand) -> bool:
+        """Note a call on the disk that goes upstream without a hold, in case we die with it.
+
+        False if the disk does not take it either: then nothing may go upstream.
+        """
         log.warning("call_let_through", call_id=call.id)
         most = demand.open.most if demand.open is not None else 0
         nano = None if demand.cost is None else min(demand.nano_at(most), COST_NANO_MAX)
         assumed = Actual({}, demand.tokens_at(most), nano)
-        self.ledger.spool.intend(
-            Settlement(call.facts, "recovered", 200, assumed, call.started_at, estimated=True),
-            call.path,
-        )
+        try:
+            self.ledger.spool.intend(
+                Settlement(call.facts, "recovered", 200, assumed, call.started_at, estimated=True),
+                call.path,
+            )
+        except OSError:
+            log.critical("spool_not_written", call_id=call.id)
+            return False
+        return True
 
     def _grantee(self, call: Call) -> Grantee | Refusal:
         directory = self.directory
@@ -407,7 +419,10 @@ class Exchange:
         call.model_facts = facts_of(call.model, self.settings)
         call.ceiling = call.endpoint.ceiling(call.request, call.model_facts)
         call.path = self.paths.of((("allocation", call.allocation.id),), call.started_at)
-        call.facts = self._facts(call, tuple(key.id for key in call.path))
+        if call.price is None and call.endpoint.answer == "binary":
+            # Nothing but the request itself can meter it, so no other bundle can come true.
+            call.ceiling = Ceiling(call.ceiling.bundles[:1], call.ceiling.open)
+        call.facts = self._facts(call, tuple([key.id for key in call.path]))
         return demand_for(call.ceiling, call.price, call.path, call.allocation.overrun_policy)
 
     def _facts(self, call: Call, account_ids: tuple[str, ...]) -> CallFacts:
@@ -510,13 +525,14 @@ class Exchange:
         clamp = call.endpoint.clamp
         if granted is None or clamp is None or call.allocation.overrun_policy != "strict":
             return
-        # What is assumed of a model or a document binds nobody until it is written; what a model
-        # cannot exceed need not be, and some providers refuse a maximum as large as the window.
+        # What is assumed of a model binds nobody until it is written; what a model cannot exceed
+        # need not be, and some providers refuse a maximum as large as the window. Nor need the most
+        # pages: a document that is shorter might be refused for them.
         model = call.model
-        known = opened.unit != "page" and bool(model.max_output_tokens or model.context_window)
+        known = opened.unit == "page" or bool(model.max_output_tokens or model.context_window)
         if granted < opened.most or not known:
             assert call.provider is not None
-            clamp(call.request, call.provider, granted)
+            clamp(call.request, call.provider, model.upstream_model, granted)
 
     async def _whole(self, call: Call, prepared: Any, receive: Receive, send: Send) -> None:
         response, body = await send_whole(prepared)
@@ -524,6 +540,18 @@ class Exchange:
         if status >= 300:
             await self._provider_error(call, status, body, response, send)
             return
+        await self._answer(call, status, _passed(response), body, receive, send)
+
+    async def _answer(
+        self,
+        call: Call,
+        status: int,
+        headers: Headers,
+        body: bytes,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """Meter, settle and pass on an answer in one piece."""
         usage = call.endpoint.meter(body)
         estimated = False
         if usage is None:
@@ -531,15 +559,14 @@ class Exchange:
         # Nobody leaves sooner, and looking costs a twentieth of a short call.
         patient = datetime.now(UTC) - call.started_at > PATIENCE
         gone = patient and await _left(receive)
-        headers = _passed(response)
-        answer = self._kept(call, status, headers, body)
+        body = _without_secrets(body, call.provider)
         standing = await self._settle(
             call,
             "client_disconnected" if gone else "success",
             status,
             usage,
             estimated=estimated,
-            answer=answer,
+            answer=self._kept(call, status, headers, body),
         )
         await send_whole_answer(
             send, status, [*headers, *self._call_headers(call, usage, standing)], body
@@ -567,6 +594,7 @@ class Exchange:
                 except (UpstreamFailed, UpstreamTimedOut):
                     broken = True
                     following = None
+                chunk = _without_secrets(chunk, call.provider)
                 if call.answer_key is not None:
                     kept.append(chunk)
                 if following is None:
@@ -597,13 +625,7 @@ class Exchange:
             if "text/event-stream" not in content_type:
                 # Asked for a stream, answered in one piece: metered like one.
                 body = await chunks.rest()
-                usage = call.endpoint.meter(body)
-                estimated = usage is None
-                if usage is None:
-                    usage, estimated = self._estimate(call, body)
-                standing = await self._settle(call, "success", status, usage, estimated=estimated)
-                headers = [*_passed(response), *self._call_headers(call, usage, standing)]
-                await send_whole_answer(send, status, headers, body)
+                await self._answer(call, status, _passed(response), body, receive, send)
                 return
             await _Relay(self, call, chunks, receive, send).run(status, _passed(response))
 
@@ -615,8 +637,12 @@ class Exchange:
         Characters are counted from the request and seconds from the file's own header: facts.
         """
         endpoint = call.endpoint
-        if (endpoint.reader, endpoint.answer) == ("json", "json") and members_of(body) is None:
-            raise UpstreamFailed("The provider's answer could not be read.")
+        if (endpoint.reader, endpoint.answer) == ("json", "json"):
+            members = members_of(body)
+            if members is None:
+                raise UpstreamFailed("The provider's answer could not be read.")
+            if "error" in members and not members.keys() & {"choices", "data", "pages"}:
+                raise UpstreamFailed("The provider answered with an error.")
         most = dearest(call.ceiling.bundles, call.price)
         usage = call.bounded(endpoint.estimate(body, most, call.model_facts))
         known = "character" in usage or ("second" in usage and call.request.document is not None)
@@ -648,7 +674,7 @@ class Exchange:
             settled = await self.ledger.settle(settlement, call.path, answer=answer)
         except (LedgerUnavailable, psycopg.Error) as error:
             raise Unsettled from error
-        if answer is not None and settled.booking == "booked":
+        if answer is not None and settled.booking in ("booked", "spooled"):
             # The answer is in the books with the call: nothing to release.
             call.answer_key = None
         metrics.ended(call.endpoint.name, outcome)
@@ -747,7 +773,9 @@ class _Relay:
             call.begun = True
             await self.send({"type": "http.response.start", "status": status, "headers": started})
             try:
-                async with asyncio.timeout(None) as self.timer:
+                # Let the watch look once: the client may have left before the answer began.
+                await asyncio.sleep(0)
+                async with asyncio.timeout(LINGER_S if self.gone else None) as self.timer:
                     unfinished = 0
                     while (chunk := await self.chunks.next()) is not None:
                         outs = self.meter.feed(chunk)
@@ -782,7 +810,7 @@ class _Relay:
         outcome: Outcome = "success"
         if self.gone:
             outcome = "client_disconnected"
-        elif broken is not None or (meter.error and not meter.done):
+        elif broken is not None or (meter.error and not (meter.done and usage)):
             outcome = "upstream_error"
         answer = None
         if broken is None and meter.done and self.kept_bytes <= ANSWER_BYTES_MAX:
@@ -810,7 +838,7 @@ class _Relay:
         meter, call = self.meter, self.call
         if meter.usage is not None:
             return meter.usage, False
-        if meter.output_bytes == 0 and not meter.done and not self.gone:
+        if meter.output_bytes == 0 and (meter.error or not (meter.done or self.gone)):
             return {}, False
         most = dearest(call.ceiling.bundles, call.price)
         estimate = estimate_chat(most, meter.output_bytes, call.model_facts)
@@ -819,11 +847,11 @@ class _Relay:
     async def _pass(self, outs: Any) -> None:
         provider = self.call.provider
         assert provider is not None
-        secret = (provider.credential or "").encode()
         for out in outs:
-            data = out.data
-            if self.meter.error or (secret and secret in data):
-                data = redact(data, provider)
+            if self.meter.error:
+                data = redact(out.data, provider)
+            else:
+                data = _without_secrets(out.data, provider)
             if out.final:
                 self.final.append(data)
                 continue
@@ -896,6 +924,14 @@ async def _left(receive: Receive) -> bool:
         return bool(message["type"] == "http.disconnect")
     waiting.close()
     return False
+
+
+def _without_secrets(data: bytes, provider: Provider | None) -> bytes:
+    """Take the credential and the address out of an answer that, against all manners, has them."""
+    assert provider is not None
+    if provider.credential and provider.credential.encode() in data:
+        return redact(data, provider)
+    return redact(data, provider) if provider.base_url.encode() in data else data
 
 
 def bearer_of(headers: dict[bytes, bytes]) -> str | None:

@@ -13,6 +13,7 @@ Invariants: the version never runs ahead of the rows; a row is replaced whole, b
 import asyncio
 import contextlib
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -25,6 +26,9 @@ from app.core.access import Allocation, Key, Member, Model, Provider
 from app.core.pricing import Price, Rate, make_price
 
 log = structlog.get_logger(__name__)
+
+QUERY_S = 5.0
+"""How long a reading may take."""
 
 _decode_rates = msgspec.json.Decoder(list[Rate]).decode
 
@@ -40,13 +44,11 @@ class Directory:
         self._unseal = unseal
         self.version = -1
         self.keys_by_digest: dict[bytes, Key] = {}
-        self.keys_by_id: dict[str, Key] = {}
         self.members: dict[str, Member] = {}
         self.allocations: dict[str, Allocation] = {}
         self.models: dict[str, Model] = {}
         self.prices: dict[str, tuple[Price, ...]] = {}
         self.providers: dict[str, Provider] = {}
-        self.listeners: list[Callable[[], None]] = []
         self._digest_of_key: dict[str, bytes] = {}
         self._refresh: asyncio.Task[None] | None = None
         self._next: asyncio.Task[None] | None = None
@@ -89,13 +91,20 @@ class Directory:
         with contextlib.suppress(psycopg.Error, OSError):
             await self.refresh()
 
+    def mark_used(self, digest: bytes, at: datetime) -> None:
+        """Note that a one-shot key is used up; the ledger knows for sure, on every replica."""
+        key = self.keys_by_digest.get(digest)
+        if key is not None:
+            self.keys_by_digest[digest] = msgspec.structs.replace(key, used_at=at)
+
     async def _load_after(self, running: asyncio.Task[None]) -> None:
         await asyncio.wait([running])
         self._refresh, self._next = self._next, None
         await self._load()
 
     async def _load(self) -> None:
-        async with self.pool.connection(timeout=2) as connection:
+        # A connection that hangs is a connection that is gone.
+        async with asyncio.timeout(QUERY_S), self.pool.connection(timeout=2) as connection:
             await self._read_since(connection)
 
     async def _read_since(self, connection: psycopg.AsyncConnection[Any]) -> None:
@@ -154,8 +163,6 @@ class Directory:
             ).fetchall()
         self._replace(members, allocations, keys, providers, models, prices)
         self.version = version
-        for listener in self.listeners:
-            listener()
 
     def _replace(
         self,
@@ -179,7 +186,6 @@ class Directory:
                 self.keys_by_digest.pop(former, None)
             self._digest_of_key[key.id] = digest
             self.keys_by_digest[digest] = key
-            self.keys_by_id[key.id] = key
         for id, name, kind, base_url, sealed, sealed_version in providers:
             credential = None
             if sealed is not None:
@@ -211,7 +217,8 @@ class Directory:
                         async for _ in connection.notifies(timeout=30, stop_after=1):
                             await self.refresh()
                         # A connection that died in silence is found out here.
-                        await connection.execute("SELECT 1")
+                        async with asyncio.timeout(QUERY_S):
+                            await connection.execute("SELECT 1")
                         await self.refresh()
             except (psycopg.Error, OSError) as error:
                 log.debug("directory_away", error=type(error).__name__)

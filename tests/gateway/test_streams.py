@@ -202,6 +202,22 @@ def test_a_client_that_leaves_before_the_first_byte_pays_exactly(
     assert (row["usage"], row["estimated"]) == (EXACT, False)
 
 
+def test_when_the_client_left_before_the_first_byte_the_provider_has_five_seconds_too(
+    tenant: Tenant, sim: RunningSimulator
+) -> None:
+    sim.set(latency=0.8, stall="after:9")
+    with pytest.raises(httpx2.ReadTimeout):
+        httpx2.post(
+            f"{tenant.house.url()}/v1/chat/completions",
+            headers={"authorization": f"Bearer {tenant.secret}"},
+            json={"model": tenant.model, "messages": QUESTION, "stream": True},
+            timeout=0.2,
+        )
+    [row] = eventually(tenant.calls, within=12)
+    assert (row["outcome"], row["estimated"]) == ("client_disconnected", True)
+    assert row["usage"]["output_token"] >= 8
+
+
 @pytest.mark.parametrize("kind", ["chat", "ocr"])
 def test_a_client_that_leaves_before_a_whole_answer_pays_exactly(
     house: House, sim: RunningSimulator, kind: str

@@ -14,7 +14,7 @@ async def test_one_of_two_gateways_is_killed_under_load_again_and_again(house: H
     victim = await house.gateway("victim").start()
     tenants = [house.tenant() for _ in range(3)]
     async with Load([survivor, victim], tenants, callers=16) as load:
-        for _ in range(4):
+        for _ in range(3):
             await load.more(80)
             victim.kill()
             await load.more(40)
