@@ -112,6 +112,7 @@ bench: setup-dev ## Throughput and latency, side by side with a bare pass-throug
 
 .PHONY: soak
 soak: setup-dev ## Load with crashes for as long as you like, books checked throughout
+	@HYPOTHESIS_PROFILE=soak $(RUN) pytest tests/ledger -k machine -q
 	@exec $(RUN) tests.benchmarks.soak $(ARGS)
 
 # -------------------------------------------------------------- housekeeping

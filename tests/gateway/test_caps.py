@@ -318,7 +318,7 @@ def test_a_body_goes_upstream_as_it_came_but_for_the_model(
 
 
 @pytest.mark.parametrize(
-    ("usd", "granted"), [("10", 100), ("10.05", 100), ("21", 105), ("1000", 1000)]
+    ("usd", "granted"), [("10", 100), ("10.05", 100), ("21", 210), ("99.99", 999)]
 )
 def test_a_document_of_unknown_length_is_given_pages(
     house: House, sim: RunningSimulator, usd: str, granted: int
@@ -330,6 +330,18 @@ def test_a_document_of_unknown_length_is_given_pages(
     assert _sent(sim)["pages"] == list(range(granted))
     assert answer.json()["usage_info"]["pages_processed"] == granted
     assert float(answer.headers["x-spendgate-cost-usd"]) == granted / 10 <= float(usd)
+
+
+def test_a_document_of_unknown_length_is_not_given_pages_when_the_setting_is_paid_for(
+    house: House, sim: RunningSimulator
+) -> None:
+    # A shorter document might be refused for pages that it does not have.
+    sim.set(remote_pages=700)
+    tenant = house.tenant(house.model(PAGE, "mistral-ocr-latest"), usd="100")
+    document = {"type": "document_url", "document_url": "https://documents.example/a.pdf"}
+    answer = served(tenant.post("/v1/ocr", json={"model": tenant.model, "document": document}))
+    assert "pages" not in _sent(sim)
+    assert answer.headers["x-spendgate-cost-usd"] == "70.00"
 
 
 def test_a_document_of_known_length_or_without_a_cap_is_not_given_pages(

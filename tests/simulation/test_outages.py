@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.simulation.house import Audit, House, Postgres, eventually, lines
+from tests.simulation.house import LOCKS_S, Audit, House, Postgres, eventually, lines
 from tests.simulation.traffic import Load, Sent, a_client, call
 
 
@@ -58,7 +58,7 @@ async def test_a_gateway_serves_at_once_when_postgresql_restarted_while_it_was_i
     tenant = house.tenant()
     async with a_client() as client:
         sent = [await call(client, gateway, tenant, "chat")]
-        for kind in ("chat", "stream", "ocr"):
+        for kind in ("chat", "stream"):
             mortal.kill()
             mortal.start()
             sent.append(await call(client, gateway, tenant, kind))
@@ -194,6 +194,30 @@ async def test_a_gateway_killed_while_it_replays_its_spool_replays_it_once(
     booked = await Audit(house, sent).check()
     assert [row.outcome for row in booked.values()] == ["success"] * 5
     assert first.spooled() == 0
+
+
+async def test_a_replay_that_stalls_until_postgresql_ends_its_session_is_not_refused(
+    own_house: House, mortal: Postgres
+) -> None:
+    """It says nothing against the settlement; of a call let through there is nothing but it."""
+    house = own_house
+    gateway = await house.gateway("sleeper", ledger_wait_s=1).start()
+    allow = house.tenant(ledger_outage="allow")
+    async with a_client() as client:
+        sent = [await call(client, gateway, allow, "chat")]
+        mortal.kill()
+        sent.append(await call(client, gateway, allow, "chat"))
+    assert sent[-1].whole, sent[-1]
+    gateway.kill()
+    mortal.start()
+    sleeper = house.gateway("sleeper", ledger_wait_s=LOCKS_S + 20)
+    await sleeper.start("settle-before-commit", signal="SIGSTOP", ready=False)
+    await sleeper.stalled()
+    idle = "SELECT 1 FROM pg_stat_activity WHERE state = 'idle in transaction'"
+    await eventually(lambda: not house.rows(idle), within=LOCKS_S + 5)
+    sleeper.signal(signal.SIGCONT)
+    booked = await Audit(house, sent).check()
+    assert [row.outcome for row in booked.values()] == ["success"] * 2
 
 
 async def test_a_call_let_through_an_outage_is_booked_though_its_gateway_dies_with_it(

@@ -8,7 +8,7 @@ import random
 from tests.simulation.house import House, Postgres
 from tests.simulation.schedule import Schedule, told
 
-SECONDS = 25
+SECONDS = 20
 
 
 async def test_the_books_are_right_after_a_random_schedule_of_faults(
