@@ -315,6 +315,7 @@ class Exchange:
                         "invalid_request_error",
                         "idempotency_key_in_use",
                         "A call with this Idempotency-Key is still running.",
+                        retry=True,
                     )
                 )
             case Mismatch():

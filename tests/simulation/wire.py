@@ -1,4 +1,4 @@
-"""What stands between gateways and PostgreSQL: a Unix socket that forwards, until it does not.
+"""What stands between gateways and PostgreSQL: a socket that forwards, until it does not.
 
 Owns a proxy that knows just enough of PostgreSQL's protocol to tell a round trip by the statements
 in it. So a test can lose exactly the commit of a reserve, on its way there or its way back; and it
@@ -96,13 +96,12 @@ class Link:
 class Wire:
     """The proxy; `dsn` is what a gateway is given."""
 
-    def __init__(self, dsn: str) -> None:
-        parts = urllib.parse.urlsplit(dsn)
-        query = dict(urllib.parse.parse_qsl(parts.query))
-        self._target = str(Path(query["host"]) / SOCKET)
+    def __init__(self, dsn: str, *, tcp: bool = False) -> None:
+        self._parts = urllib.parse.urlsplit(dsn)
+        self._query = dict(urllib.parse.parse_qsl(self._parts.query))
+        self._target = str(Path(self._query["host"]) / SOCKET)
         self._directory = Path(tempfile.mkdtemp(prefix="spendgate-wire-"))
-        query["host"] = str(self._directory)
-        self.dsn = f"{parts.scheme}://{parts.path}?{urllib.parse.urlencode(query, safe='/')}"
+        self._tcp = tcp
         self._links: set[Link] = set()
         self._traps: list[Trap] = []
         self._refusing = False
@@ -114,6 +113,12 @@ class Wire:
         self._thread = threading.Thread(target=self._run, args=[ready], daemon=True, name="wire")
         self._thread.start()
         ready.wait()
+
+    @property
+    def dsn(self) -> str:
+        """The address of this end."""
+        query = urllib.parse.urlencode(self._query, safe="/")
+        return f"{self._parts.scheme}://{self._parts.path}?{query}"
 
     # What tests do to it
 
@@ -180,10 +185,17 @@ class Wire:
 
     def _run(self, ready: threading.Event) -> None:
         async def main() -> None:
-            server = await asyncio.start_unix_server(
-                self._accept, str(self._directory / SOCKET), backlog=512
-            )
-            # Gateways do not run as another user than we do.
+            server: asyncio.Server
+            if self._tcp:
+                server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+                port = str(server.sockets[0].getsockname()[1])
+                # Encryption is negotiated before the messages that we know.
+                self._query |= {"host": "127.0.0.1", "port": port}
+                self._query |= {"sslmode": "disable", "gssencmode": "disable"}
+            else:
+                path = str(self._directory / SOCKET)
+                server = await asyncio.start_unix_server(self._accept, path, backlog=512)
+                self._query["host"] = str(self._directory)
             ready.set()
             await self._stop.wait()
             server.close()
@@ -262,13 +274,14 @@ class Wire:
                 link.client.write(data)
                 await link.client.drain()
         if not link.silent:
-            link.client.transport.abort()
+            # What it said last still gets there.
+            link.client.close()
 
 
 @contextlib.contextmanager
-def wired(house: Any) -> Iterator[Wire]:
+def wired(house: Any, *, tcp: bool = False) -> Iterator[Wire]:
     """Put a wire between the gateways of a house and its PostgreSQL."""
-    wire = Wire(house.direct)
+    wire = Wire(house.direct, tcp=tcp)
     house.dsn = wire.dsn
     try:
         yield wire

@@ -1,0 +1,214 @@
+"""Providers that tell less, or more, than they should; and requests that try a way around a cap."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from tests.gateway.kit import PROVIDER_KEY, QUESTION, House, Tenant, refused, served, wav
+
+RATES = {"input_token": "0.01", "output_token": "0.01"}
+
+
+class Odd(ThreadingHTTPServer):
+    """A provider that answers every POST with what `answer` makes of it."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.answer: Any = {}
+        self.kind = "application/json"
+        self.asked: list[dict[str, Any]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Odd
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.asked.append(json.loads(body) if body.startswith(b"{") else {})
+        answer = self.server.answer
+        if callable(answer):
+            answer = answer(self)
+        data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("content-type", self.server.kind)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def odd() -> Iterator[Odd]:
+    server = Odd()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def tenant_of(house: House, odd: Odd, rates: dict[str, str], **fields: Any) -> Tenant:
+    provider = house.provider("compatible", base_url=odd.url, name=f"odd {odd.url}")
+    return house.tenant(house.model(rates, provider_id=provider), **fields)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"modalities": ["text", "audio"]},
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
+                    ],
+                }
+            ]
+        },
+        {"messages": [{"role": "user", "content": "hi", "audio": {"id": "x"}}]},
+    ],
+    ids=["a spoken answer", "audio", "an earlier answer"],
+)
+def test_asking_for_audio_is_no_way_around_a_spent_cap(
+    house: House, odd: Odd, more: dict[str, Any]
+) -> None:
+    tenant = tenant_of(house, odd, RATES, usd="0")
+    body = {"model": tenant.model, "messages": QUESTION} | more
+    refused(tenant.post("/v1/chat/completions", json=body), 429, "cost_quota_exceeded")
+    assert odd.asked == []
+
+
+def test_a_transcription_priced_by_tokens_is_no_way_around_a_spent_cap(
+    house: House, odd: Odd
+) -> None:
+    tenant = tenant_of(house, odd, RATES, usd="0")
+    answer = tenant.post(
+        "/v1/audio/transcriptions",
+        data={"model": tenant.model},
+        files={"file": ("talk.wav", wav(2), "audio/wav")},
+    )
+    refused(answer, 429, "cost_quota_exceeded")
+    assert odd.asked == []
+
+
+def test_a_format_that_is_no_text_is_refused_or_left_to_the_provider(
+    house: House, odd: Odd
+) -> None:
+    odd.answer = {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+    tenant = tenant_of(house, odd, RATES)
+    part = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": []}}
+    body = {"model": tenant.model, "messages": [{"role": "user", "content": [part]}]}
+    assert tenant.post("/v1/chat/completions", json=body).status_code < 500
+
+
+def test_a_model_with_half_a_price_is_unpriced_where_that_is_denied(house: House, odd: Odd) -> None:
+    tenant = tenant_of(house, odd, {"input_token": "0.01"})
+    tenant.change(unpriced="deny")
+    refused(tenant.chat(), 403, "model_unpriced")
+    assert odd.asked == []
+
+
+def test_a_minimal_answer_is_enough(house: House, odd: Odd) -> None:
+    odd.answer = {"usage": {"prompt_tokens": 20, "completion_tokens": 10}}
+    tenant = tenant_of(house, odd, RATES, usd="10")
+    row = tenant.booked(served(tenant.chat(max_tokens=10)))
+    assert (row["usage"], row["cost_usd"]) == ({"input_token": 20, "output_token": 10}, "0.30")
+
+
+def test_an_answer_without_usage_is_billed_the_estimate(house: House, odd: Odd) -> None:
+    odd.answer = {"choices": [{"message": {"role": "assistant", "content": "x" * 5000}}]}
+    tenant = tenant_of(house, odd, RATES, usd="100")
+    row = tenant.booked(served(tenant.chat(max_tokens=10)))
+    assert row["estimated"] is True
+    assert row["usage"]["output_token"] == 10, "no more than the provider was allowed"
+
+
+def test_an_error_with_status_200_costs_nothing(house: House, odd: Odd) -> None:
+    odd.answer = {"error": {"message": "no capacity"}}
+    tenant = tenant_of(house, odd, RATES, usd="10")
+    refused(tenant.chat(max_tokens=10), 502, "upstream_error")
+    assert tenant.standing()["cost_used_this_month"] == "0.00"
+
+
+def test_an_error_event_before_any_output_costs_nothing(house: House, odd: Odd) -> None:
+    odd.kind = "text/event-stream"
+    odd.answer = b'data: {"error": {"message": "no capacity"}}\n\ndata: [DONE]\n\n'
+    tenant = tenant_of(house, odd, RATES, usd="10")
+    with tenant.stream(max_tokens=10) as answer:
+        answer.read()
+    row = tenant.booked(answer)
+    assert (row["outcome"], row["cost_usd"], row["usage"]) == ("upstream_error", "0.00", {})
+
+
+def test_pages_that_nobody_counted_are_not_free(house: House, odd: Odd) -> None:
+    odd.answer = {"model": "reader"}
+    tenant = tenant_of(house, odd, {"page": "0.10"}, usd="0.40")
+    document = {"type": "document_url", "document_url": "https://example.com/a.pdf"}
+    row = tenant.booked(
+        served(tenant.post("/v1/ocr", json={"model": tenant.model, "document": document}))
+    )
+    assert (row["usage"], row["estimated"]) == ({"page": 1}, True)
+    assert odd.asked[0]["pages"] == [0, 1, 2, 3], "no more than the cap can pay for"
+
+
+def test_a_document_of_unknown_length_is_sent_as_it_came_where_the_cap_allows(
+    house: House, odd: Odd
+) -> None:
+    odd.answer = {"pages": [], "usage_info": {"pages_processed": 3}}
+    tenant = tenant_of(house, odd, {"page": "0.001"}, usd="50")
+    document = {"type": "document_url", "document_url": "https://example.com/a.pdf"}
+    body = {"model": tenant.model, "document": document}
+    row = tenant.booked(served(tenant.post("/v1/ocr", json=body)))
+    assert row["usage"] == {"page": 3}
+    assert "pages" not in odd.asked[0]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_provider_that_echoes_its_credential_is_not_repeated(
+    house: House, odd: Odd, stream: bool
+) -> None:
+    def echo(request: BaseHTTPRequestHandler) -> bytes:
+        said = json.dumps(
+            {
+                "choices": [
+                    {"delta": {"content": f"{request.headers['authorization']} {odd.url}"}}
+                ],
+                "usage": {"prompt_tokens": 1, "completion_tokens": 1},
+            }
+        )
+        return f"data: {said}\n\ndata: [DONE]\n\n".encode() if stream else said.encode()
+
+    odd.answer = echo
+    odd.kind = "text/event-stream" if stream else "application/json"
+    tenant = tenant_of(house, odd, RATES)
+    answer = served(tenant.chat(stream=stream))
+    assert "[redacted]" in answer.text
+    assert PROVIDER_KEY not in answer.text
+    assert odd.url not in answer.text
+
+
+def test_no_retry_after_of_a_provider_makes_a_client_sleep(house: House) -> None:
+    tenant = house.tenant(house.model(RATES))
+    content = "[[sim status=429 retry_after=30]] hello"
+    answer = tenant.chat(messages=[{"role": "user", "content": content}])
+    assert answer.status_code == 429
+    assert "retry-after" not in answer.headers
+    assert answer.headers["x-should-retry"] == "true"
