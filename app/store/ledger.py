@@ -204,6 +204,10 @@ class _HoldWire(msgspec.Struct):
 _decode_holds = msgspec.json.Decoder(list[_HoldWire] | None).decode
 
 
+def _holds(read: PGresult, column: int) -> list[_HoldWire]:
+    return _decode_holds(read.get_value(0, column) or b"null") or []
+
+
 class LedgerUnavailable(Exception):
     """PostgreSQL could not confirm the operation; nothing may be forwarded on its strength."""
 
@@ -550,33 +554,45 @@ class Ledger:
         ]
         if one_shots:
             commands.append((ONE_SHOT_SQL, [_array(one_shots)]))
-        _, locked, read, *keys = await pipe.run(commands)
-        found_accounts = [_account(locked, row) for row in range(locked.ntuples)]
-        if len(found_accounts) < len(accounts):
-            await self._rollback()
-            known = {account.id for account in found_accounts}
-            missing = [key for id, key in accounts.items() if id not in known]
-            await self._create_accounts(missing)
-            self._queue.extendleft(reversed(batch))
-            return
-        usable = {_text(keys[0], row) for row in range(keys[0].ntuples)} if keys else set()
-        version = int(read.get_value(0, 0) or b"0")
-        ended = _decode_holds(read.get_value(0, 2) or b"null") or []
-        holds = [wire.hold() for wire in ended]
-        holds += [wire.hold() for wire in _decode_holds(read.get_value(0, 3) or b"null") or []]
-        booked: list[Booked] = []
-        # Only then can the books already have a call: it has no hold (any more), or it comes again.
-        ended_ids = {wire.call_id for wire in ended}
-        doubtful = [id for id in expected if id not in ended_ids] + careful
-        if doubtful:
-            [found] = await pipe.run([(BOOKED_SQL, [_array(doubtful)])])
-            booked = [_booked(found, row) for row in range(found.ntuples)]
-        limits = _decode_limits(read.get_value(0, 1) or b"null") or []
-        books = Books(found_accounts, limits, holds, booked)
-        answers: list[dict[str, object]] = []
-        used_keys: list[str] = []
-        results = self._decide(batch, books, version, usable, used_keys, answers)
-        await pipe.run(self._writes(books, set(settled), used_keys, answers))
+        results: list[tuple[_Op, object]] = []
+
+        def decide(found: list[PGresult], booked: Sequence[Booked]) -> list[Command]:
+            _, locked, read, *keys = found
+            usable = {_text(keys[0], row) for row in range(keys[0].ntuples)} if keys else set()
+            books = Books(
+                [_account(locked, row) for row in range(locked.ntuples)],
+                _decode_limits(read.get_value(0, 1) or b"null") or [],
+                [wire.hold() for column in (2, 3) for wire in _holds(read, column)],
+                booked,
+            )
+            answers: list[dict[str, object]] = []
+            used_keys: list[str] = []
+            version = int(read.get_value(0, 0) or b"0")
+            results.extend(self._decide(batch, books, version, usable, used_keys, answers))
+            return self._writes(books, set(settled), used_keys, answers)
+
+        def doubtful(read: PGresult) -> list[str]:
+            # Only then can the books already have a call: it has no hold (any more), or it comes
+            # again.
+            ended = {wire.call_id for wire in _holds(read, 2)}
+            return [id for id in expected if id not in ended] + careful
+
+        def at_once(found: list[PGresult]) -> list[Command] | None:
+            # The usual case needs nothing more, and no turn of the event loop in between.
+            if found[1].ntuples < len(accounts) or doubtful(found[2]):
+                return None
+            return decide(found, ())
+
+        found = await pipe.run(commands, at_once)
+        if not results:
+            if found[1].ntuples < len(accounts):
+                known = {_text(found[1], row) for row in range(found[1].ntuples)}
+                await self._rollback()
+                await self._create_accounts([k for id, k in accounts.items() if id not in known])
+                self._queue.extendleft(reversed(batch))
+                return
+            [rows] = await pipe.run([(BOOKED_SQL, [_array(doubtful(found[2]))])])
+            await pipe.run(decide(found, [_booked(rows, row) for row in range(rows.ntuples)]))
         self.batches += 1
         self.operations += len(batch)
         for op, result in results:

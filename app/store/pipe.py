@@ -7,12 +7,12 @@ waits behind whatever else the loop has to do. The ledger's latency is counted i
 talks to libpq (through psycopg's wrapper) itself: one write, one wake-up when everything is there.
 
 Invariants: one round trip at a time; a failed statement fails the round trip, with psycopg's typed
-error, after everything up to the sync has been read; after any error of the connection itself the
-pipe is broken for good.
+error, after everything up to the sync has been read; after any error of the connection itself,
+and after words of PostgreSQL that end it, the pipe is broken for good and nobody waits for it.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg
@@ -22,6 +22,9 @@ from psycopg.pq.abc import PGresult
 
 Command = tuple[bytes, Sequence[bytes | None]]
 """One statement with `$n` parameters, and their values in text format."""
+
+Following = Callable[[list[PGresult]], Sequence[Command] | None]
+"""What to send once the results of a round trip are there."""
 
 _GOOD = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK)
 
@@ -37,6 +40,7 @@ class Pipe:
         self._named = 0
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[list[PGresult]] | None = None
+        self._then: Following | None = None
         self._results: list[PGresult] = []
         self._preparing: dict[int, bytes] = {}
         self._position = 0
@@ -55,13 +59,33 @@ class Pipe:
         )
         return cls(connection)
 
-    async def run(self, commands: Sequence[Command]) -> list[PGresult]:
+    async def run(
+        self, commands: Sequence[Command], then: Following | None = None
+    ) -> list[PGresult]:
         """Send the statements in one go; return their results in order.
+
+        `then` is called with the results as soon as they are there, before anything else of the
+        event loop runs; the statements that it returns go out at once as a second round trip, and
+        their results are returned instead. It returns None to leave it at the first.
 
         Raises the first statement's error that failed (none after it was executed), or
         `OperationalError` if the connection is gone.
         """
         assert self._waiter is None, "one round trip at a time"
+        self._then = then
+        self._waiter = self._loop.create_future()
+        try:
+            self._send(commands)
+            results = await self._waiter
+        finally:
+            self._waiter = None
+        for result in results:
+            if result.status not in _GOOD:
+                raise error_from_result(result)
+        return results
+
+    def _send(self, commands: Sequence[Command]) -> None:
+        """Hand the statements to the kernel."""
         pg = self._pg
         self._results = []
         self._preparing = preparing = {}
@@ -77,16 +101,23 @@ class Pipe:
             pg.send_query_prepared(name, values)
             position += 1
         pg.pipeline_sync()
-        self._waiter = self._loop.create_future()
         self._flush()
-        try:
-            results = await self._waiter
-        finally:
-            self._waiter = None
-        for result in results:
-            if result.status not in _GOOD:
-                raise error_from_result(result)
-        return results
+
+    def _arrived(self) -> None:
+        """Everything of a round trip is there: go on with the next one, or wake the waiter."""
+        if self._waiter is None or self._waiter.done():
+            return
+        then, self._then = self._then, None
+        if then is not None and all(result.status in _GOOD for result in self._results):
+            try:
+                following = then(self._results)
+            except Exception as error:
+                self._waiter.set_exception(error)
+                return
+            if following is not None:
+                self._send(following)
+                return
+        self._waiter.set_result(self._results)
 
     @property
     def broken(self) -> bool:
@@ -111,24 +142,45 @@ class Pipe:
             self._fail(error)
 
     def _readable(self) -> None:
-        pg = self._pg
         try:
-            pg.consume_input()
-            nothing = 0
-            # One None stands between the results of two statements; two mean that none are left.
-            while nothing < 2 and not pg.is_busy():
-                result = pg.get_result()
-                if result is None:
-                    nothing += 1
-                    continue
-                nothing = 0
-                if result.status == pq.ExecStatus.PIPELINE_SYNC:
-                    if self._waiter is not None and not self._waiter.done():
-                        self._waiter.set_result(self._results)
-                    return
-                self._take(result)
+            self._pg.consume_input()
+            if self._answered():
+                return
+            # Words and the end of the connection may come together, of which the loop tells once.
+            self._pg.consume_input()
+            if self._answered():
+                return
         except psycopg.OperationalError as error:
-            self._fail(error)
+            self._fail(self._last_words(error))
+            return
+        if self._pg.status == pq.ConnStatus.BAD:
+            # libpq has closed the socket, so nobody would call us again.
+            self._fail(self._last_words(psycopg.OperationalError("the connection is gone")))
+
+    def _answered(self) -> bool:
+        """Take the results there are; tell whether that was the whole round trip."""
+        pg = self._pg
+        nothing = 0
+        # One None stands between the results of two statements; two mean that none are left.
+        while nothing < 2 and not pg.is_busy():
+            result = pg.get_result()
+            if result is None:
+                nothing += 1
+                continue
+            nothing = 0
+            if result.status == pq.ExecStatus.PIPELINE_SYNC:
+                self._arrived()
+                return True
+            self._take(result)
+        return False
+
+    def _last_words(self, error: psycopg.Error) -> psycopg.Error:
+        """Return why PostgreSQL ended the session, if it said so, else `error`."""
+        for result in self._results:
+            severity = result.error_field(pq.DiagnosticField.SEVERITY_NONLOCALIZED)
+            if severity in (b"FATAL", b"PANIC"):
+                return error_from_result(result)
+        return error
 
     def _take(self, result: PGresult) -> None:
         prepared = self._preparing.get(self._position)

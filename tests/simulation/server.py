@@ -58,23 +58,27 @@ def at_commit(statement: bytes, when: str) -> Callable[[Trap], None]:
     """Around the round trip that writes `statement` and commits."""
 
     def install(trap: Trap) -> None:
-        real = Pipe.run
+        send, arrived = Pipe._send, Pipe._arrived
+        due: list[Pipe] = []
 
-        async def run(self: Pipe, commands: Sequence[Any]) -> Any:
+        def sending(self: Pipe, commands: Sequence[Any]) -> None:
             if not any(sql is statement for sql, _ in commands) or not trap.due():
-                return await real(self, commands)
+                send(self, commands)
+                return
             if when == "before":
                 trap.spring()
-            going = real(self, commands)
+            send(self, commands)
             if when == "sent":
-                # Up to its first wait: everything has been handed to the kernel by then.
-                going.send(None)
                 trap.spring()
-            results = await going
-            trap.spring()
-            return results
+            due.append(self)
 
-        Pipe.run = run  # type: ignore[method-assign]
+        def arriving(self: Pipe) -> None:
+            if self in due:
+                trap.spring()
+            arrived(self)
+
+        Pipe._send = sending  # type: ignore[method-assign]
+        Pipe._arrived = arriving  # type: ignore[method-assign]
 
     return install
 
