@@ -224,8 +224,7 @@ class Exchange:
                 await self._admit(call)
                 await self._forward(call, receive, send)
             finally:
-                if call.answer_key is not None:
-                    await self.answers.release(call.key.id, call.answer_key, call.id)
+                await self._free(call)
         except Refused as refused:
             await send_problem(send, refused.problem, request_id, refused.call_id)
         except BadRequest as error:
@@ -327,6 +326,12 @@ class Exchange:
                         "This Idempotency-Key came with another body before; use a new one.",
                     )
                 )
+
+    async def _free(self, call: Call) -> None:
+        """Give back the Idempotency-Key of a call that keeps no answer."""
+        name, call.answer_key = call.answer_key, None
+        if name is not None:
+            await self.answers.release(call.key.id, name, call.id)
 
     async def _admit(self, call: Call) -> None:
         """Hold what the call may use, or raise `Refused` after recording the refusal."""
@@ -678,6 +683,9 @@ class Exchange:
         if answer is not None and settled.booking in ("booked", "spooled"):
             # The answer is in the books with the call: nothing to release.
             call.answer_key = None
+        else:
+            # Before the last byte leaves: whoever has it may ask again at once.
+            await self._free(call)
         metrics.ended(call.endpoint.name, outcome)
         if actual.nano is None:
             metrics.UNPRICED.labels(call.request.model).inc()
