@@ -33,7 +33,7 @@ from app.gateway.exchange import Exchange
 from app.gateway.upstream import Upstream
 from app.settings import Settings, psycopg_dsn
 from app.store.answers import Answers
-from app.store.database import Database
+from app.store.database import OPTIONS, Database
 from app.store.directory import Directory
 from app.store.ledger import Ledger
 from app.store.spool import Spool
@@ -84,7 +84,7 @@ class Gateway:
             max_size=8,
             open=False,
             timeout=5,
-            kwargs={"autocommit": True, "connect_timeout": 3},
+            kwargs={"autocommit": True, "connect_timeout": 3, "options": OPTIONS},
             check=AsyncConnectionPool.check_connection,
         )
         self.database = Database(database_url)

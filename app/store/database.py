@@ -37,8 +37,9 @@ T = TypeVar("T")
 OPTIONS = (
     "-c timezone=UTC -c lock_timeout=5s -c statement_timeout=60s"
     # A replica that stalls with locks in its hands must not stall the others.
-    " -c idle_in_transaction_session_timeout=10s"
+    " -c idle_in_transaction_session_timeout=5s"
 )
+"""Of every session but the ledger's, which has stricter ones."""
 
 _RETRIED = {"40001", "40P01"}
 """Serialization failure and deadlock: nothing happened, and a second try may well succeed."""

@@ -168,7 +168,7 @@ SELECT ensure_calls_partition(month) FROM (
 """
 OPTIONS = (
     # A replica that stalls with locks in its hands must not stall the others.
-    "-c lock_timeout=4s -c idle_in_transaction_session_timeout=10s"
+    "-c lock_timeout=4s -c idle_in_transaction_session_timeout=5s"
     # The statements are few and find everything by id: planning them anew costs as much as running.
     " -c plan_cache_mode=force_generic_plan"
 )
@@ -427,8 +427,7 @@ class Ledger:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            if (self._pipe is None or self._pipe.broken) and not await self._connect():
-                self._shed()
+            if (self._pipe is None or self._pipe.broken) and not await self._reconnect():
                 if self._stopping and not self._queue:
                     return
                 await asyncio.sleep(0.1)
@@ -687,6 +686,19 @@ class Ledger:
         return commands
 
     # Around the loop
+
+    async def _reconnect(self) -> bool:
+        """Try to connect; nobody waits longer for PostgreSQL because that takes its time."""
+        connecting = asyncio.create_task(self._connect())
+        try:
+            while not (await asyncio.wait([connecting], timeout=0.1))[0]:
+                if self._down_since is not None:
+                    self._shed()
+        finally:
+            connecting.cancel()
+        if not connecting.result():
+            self._shed()
+        return connecting.result()
 
     async def _connect(self) -> bool:
         await self._disconnect()

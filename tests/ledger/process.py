@@ -39,7 +39,7 @@ async def load(dsn: str, directory: Path) -> None:
     async with running(dsn, directory, hold_deadline_s=2) as ledger:
         say("ready")
 
-        async def calls() -> None:
+        async def calls(caller: int) -> None:
             while True:
                 call = Call()
                 try:
@@ -48,11 +48,12 @@ async def load(dsn: str, directory: Path) -> None:
                     await asyncio.sleep(0.05)
                     continue
                 say(f"held {call.id}")
-                await asyncio.sleep(0.01)
+                # Of different lengths: at any moment some have reserved, and not settled yet.
+                await asyncio.sleep(0.01 * caller)
                 await call.settle(ledger)
                 say(f"settled {call.id}")
 
-        await asyncio.gather(*(calls() for _ in range(16)))
+        await asyncio.gather(*(calls(caller) for caller in range(16)))
 
 
 async def spool(dsn: str, directory: Path, count: int) -> None:

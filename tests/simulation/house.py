@@ -46,7 +46,7 @@ DEADLINE_S = 2.0
 REAPER_PERIOD_S = 0.5
 SLACK_S = 4.0
 """What two cores, shared with another test, may add."""
-LOCKS_S = 10.0
+LOCKS_S = 5.0
 """How long PostgreSQL keeps the locks of a client that has fallen silent without leaving."""
 
 CHAT = "chat"

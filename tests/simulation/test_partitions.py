@@ -73,7 +73,7 @@ async def test_a_reserve_that_arrives_when_its_call_is_over_leaves_no_hold(
         gateway = await house.gateway(ledger_wait_s=WAIT_S).start()
         async with a_client() as client:
             sent = [await call(client, gateway, tenant, "chat")]
-            trap = wire.trap(RESERVE, arrives=True, silent=True, after_s=WAIT_S + 4)
+            trap = wire.trap(RESERVE, arrives=True, silent=True, after_s=WAIT_S + 3)
             sent.append(await call(client, gateway, tenant, "chat"))
             assert sent[-1].whole == (ledger_outage == "allow")
             await eventually(trap.delivered.is_set, within=15)
