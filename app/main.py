@@ -22,7 +22,6 @@ from litestar.openapi.plugins import SwaggerRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
-from psycopg_pool import AsyncConnectionPool
 
 import app
 from app.control import CONTROL_EXCEPTION_HANDLERS, ControlDeps, control_router
@@ -33,7 +32,7 @@ from app.gateway.exchange import Exchange
 from app.gateway.upstream import Upstream
 from app.settings import Settings, psycopg_dsn
 from app.store.answers import Answers
-from app.store.database import OPTIONS, Database
+from app.store.database import Database, Pool, hung_up_after, kept_alive
 from app.store.directory import Directory
 from app.store.ledger import Ledger
 from app.store.spool import Spool
@@ -74,19 +73,11 @@ class Gateway:
 
     def __init__(self, settings: Settings, database_url: str) -> None:
         self.settings = settings
-        dsn = psycopg_dsn(database_url)
+        dsn = kept_alive(psycopg_dsn(database_url))
         self.dsn = dsn
         self.calendar = Calendar(ZoneInfo(settings.billing_timezone))
         self.vault = Vault(settings.secret_key())
-        self.pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
-            dsn,
-            min_size=1,
-            max_size=8,
-            open=False,
-            timeout=5,
-            kwargs={"autocommit": True, "connect_timeout": 3, "options": OPTIONS},
-            check=AsyncConnectionPool.check_connection,
-        )
+        self.pool = Pool(dsn)
         self.database = Database(database_url)
         self.spool = Spool(settings.data_dir / "spool")
         self.directory = Directory(self.pool, dsn, self.vault.unseal)
@@ -185,9 +176,10 @@ def create_app(settings: Settings, database_url: str) -> Front:
     @get("/readyz", include_in_schema=False)
     async def readyz() -> Response[dict[str, str]]:
         try:
-            async with asyncio.timeout(2), gateway.pool.connection(timeout=2) as connection:
-                await connection.execute("SELECT 1")
-        except (psycopg.Error, OSError, TimeoutError):
+            async with gateway.pool.connection(timeout=2) as connection:
+                with hung_up_after(connection, 2):
+                    await connection.execute("SELECT 1")
+        except (psycopg.Error, OSError):
             return Response({"status": "the database is away"}, status_code=503)
         if gateway.directory.version < 0:
             return Response({"status": "loading"}, status_code=503)

@@ -7,13 +7,16 @@ Invariants: one call at a time holds a key; a key of a call that was not booked 
 answer is replayed for a day.
 """
 
-import asyncio
 from typing import Any
 
 import msgspec
 from psycopg_pool import AsyncConnectionPool
 
+from app.store.database import hung_up_after
 from app.store.spool import Answer
+
+CLAIM_S = 5.0
+"""How long claiming a key, or freeing it, may take once there is a connection."""
 
 
 class Fresh(msgspec.Struct, frozen=True):
@@ -69,12 +72,13 @@ class Answers:
     async def claim(self, key_id: str, name: str, digest: bytes, call_id: str) -> Claim:
         """Claim a name for a call, or tell what stands there. Raises psycopg's errors."""
         values = {"key": key_id, "name": name, "digest": digest, "call": call_id}
-        async with asyncio.timeout(5), self._pool.connection() as connection:
-            await connection.execute(CLAIM_SQL, values)
-            inserted = await (await connection.execute(INSERT_SQL, values)).fetchone()
-            if inserted is not None:
-                return Fresh()
-            row = await (await connection.execute(READ_SQL, values)).fetchone()
+        async with self._pool.connection() as connection:
+            with hung_up_after(connection, CLAIM_S):
+                await connection.execute(CLAIM_SQL, values)
+                inserted = await (await connection.execute(INSERT_SQL, values)).fetchone()
+                if inserted is not None:
+                    return Fresh()
+                row = await (await connection.execute(READ_SQL, values)).fetchone()
         if row is None:
             # Released between the two statements: whoever asks again will get it.
             return Running()
@@ -90,7 +94,8 @@ class Answers:
     async def release(self, key_id: str, name: str, call_id: str) -> None:
         """Free the name of a call that was not booked; without PostgreSQL it frees itself."""
         try:
-            async with asyncio.timeout(5), self._pool.connection(timeout=2) as connection:
-                await connection.execute(RELEASE_SQL, [key_id, name, call_id])
+            async with self._pool.connection(timeout=2) as connection:
+                with hung_up_after(connection, CLAIM_S):
+                    await connection.execute(RELEASE_SQL, [key_id, name, call_id])
         except Exception:
             return

@@ -24,11 +24,14 @@ from psycopg_pool import AsyncConnectionPool
 
 from app.core.access import Allocation, Key, Member, Model, Provider
 from app.core.pricing import Price, Rate, make_price
+from app.store.database import hung_up_after
 
 log = structlog.get_logger(__name__)
 
 QUERY_S = 5.0
 """How long a reading may take."""
+LISTEN_S = 5.0
+"""How long the listener takes silence for no news; then it looks for itself."""
 
 _decode_rates = msgspec.json.Decoder(list[Rate]).decode
 
@@ -103,9 +106,10 @@ class Directory:
         await self._load()
 
     async def _load(self) -> None:
-        # A connection that hangs is a connection that is gone.
-        async with asyncio.timeout(QUERY_S), self.pool.connection(timeout=2) as connection:
-            await self._read_since(connection)
+        async with self.pool.connection(timeout=2) as connection:
+            # A connection that hangs is a connection that is gone.
+            with hung_up_after(connection, QUERY_S):
+                await self._read_since(connection)
 
     async def _read_since(self, connection: psycopg.AsyncConnection[Any]) -> None:
         async with connection.transaction():
@@ -210,16 +214,16 @@ class Directory:
                 async with await psycopg.AsyncConnection.connect(
                     self.dsn, autocommit=True, connect_timeout=3
                 ) as connection:
-                    await connection.execute("LISTEN spendgate_directory")
-                    # Whatever changed while nobody listened.
-                    await self.refresh()
+                    with hung_up_after(connection, QUERY_S):
+                        await connection.execute("LISTEN spendgate_directory")
                     while True:
-                        async for _ in connection.notifies(timeout=30, stop_after=1):
-                            await self.refresh()
-                        # A connection that died in silence is found out here.
-                        async with asyncio.timeout(QUERY_S):
-                            await connection.execute("SELECT 1")
+                        # What we were told of, or what changed while nobody told us.
                         await self.refresh()
+                        # A connection that died in silence is found out here.
+                        with hung_up_after(connection, QUERY_S):
+                            await connection.execute("SELECT 1")
+                        async for _ in connection.notifies(timeout=LISTEN_S, stop_after=1):
+                            pass
             except (psycopg.Error, OSError) as error:
                 log.debug("directory_away", error=type(error).__name__)
                 await asyncio.sleep(0.2)

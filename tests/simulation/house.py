@@ -428,6 +428,14 @@ class House:
         self.tenants.append(tenant)
         return tenant
 
+    def revoke(self, tenant: Tenant) -> None:
+        """Revoke the key of a tenant."""
+        with psycopg.connect(self.direct) as connection:
+            connection.execute(
+                "UPDATE keys SET revoked_at = now() WHERE digest = %s",
+                [self.vault.digest(tenant.key)],
+            )
+
     def gateway(self, name: str = "", **settings: object) -> Gateway:
         """Name a gateway process, which is not started yet."""
         gateway = Gateway(self, name or f"gateway-{secrets.token_hex(3)}", **settings)

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 
 from app.store import ledger
-from tests.simulation.house import LOCKS_S, SLACK_S, Audit, House, eventually
+from app.store.directory import QUERY_S
+from tests.simulation.house import LOCKS_S, SLACK_S, Audit, Gateway, House, Tenant, eventually
 from tests.simulation.traffic import Load, a_client, call
 from tests.simulation.wire import wired
 
 RESERVE, SETTLE, LOCKS = ledger.WRITE_HOLDS, ledger.WRITE_CALLS, ledger.LOCK_SQL
 WAIT_S = 1
 """How long a call waits for PostgreSQL here; a round trip has two seconds more."""
+LEARNED_S = QUERY_S + SLACK_S
+"""How long a gateway may go by what is no longer so."""
 
 LOSSES = [
     # Which commit; does it arrive; does the connection then hang, or is it cut.
@@ -151,3 +154,43 @@ async def test_a_call_stays_alive_when_the_refresh_of_its_hold_gets_no_answer(
         assert sent[0].whole, sent[0]
         [row] = (await Audit(house, sent).check()).values()
         assert row.outcome == "success", "its hold was kept alive"
+
+
+async def test_a_gateway_whose_connections_were_forgotten_learns_of_changes(house: House) -> None:
+    """Nobody told it that they are gone, and of what it is to learn no call of its own tells it."""
+    kept, revoked = house.tenant(), house.tenant()
+    with wired(house) as wire:
+        gateway = await house.gateway(ledger_wait_s=WAIT_S).start()
+        async with a_client() as client:
+            sent = [await call(client, gateway, tenant, "chat") for tenant in (kept, revoked)]
+            assert all(one.whole for one in sent)
+            assert await _got(200, client, gateway, kept, "key")
+            # So that there are several to forget.
+            await asyncio.gather(*(gateway.ready() for _ in range(16)))
+            wire.forget()
+            began = time.monotonic()
+            house.revoke(revoked)
+            await eventually(
+                lambda: _got(401, client, gateway, revoked), within=LEARNED_S, every=0.1
+            )
+            assert time.monotonic() - began < LEARNED_S
+            # What is read for an answer is read anew.
+            began = time.monotonic()
+            assert await _got(200, client, gateway, kept, "key")
+            assert time.monotonic() - began < SLACK_S
+            # And what it has never heard of it asks for.
+            wire.forget()
+            late = house.tenant()
+            began = time.monotonic()
+            await eventually(lambda: _got(200, client, gateway, late), within=LEARNED_S, every=0.1)
+            assert time.monotonic() - began < LEARNED_S
+            await eventually(lambda: _whole(client, gateway, late, sent), within=10, every=0.1)
+        await Audit(house, sent).check()
+
+
+async def _got(
+    status: int, client: Any, gateway: Gateway, tenant: Tenant, what: str = "models"
+) -> bool:
+    headers = {"authorization": f"Bearer {tenant.key}"}
+    answer = await client.get(f"{gateway.url}/v1/{what}", headers=headers)
+    return bool(answer.status_code == status)
