@@ -9,6 +9,7 @@ imports nothing of it: a real provider takes its place by changing a base URL.
     knobs.py    what can be asked of it, and how a request asks (`[[sim ...]]`)
     media.py    real audio, images, vectors; reading of PDF and audio headers
     answers.py  request in, wire format out; the token rules
+    realtime.py sessions over a WebSocket: events, usage, faults, their record
     server.py   the ASGI app: routing, credentials, faults, records, serving
 
 Start at the docstrings of answers.py (how usage is derived) and knobs.py.
@@ -16,6 +17,7 @@ Start at the docstrings of answers.py (how usage is derived) and knobs.py.
 
 from app.simulator.answers import ANSWER_TOKENS_DEFAULT, IMAGE_TOKENS, tokens_of_bytes
 from app.simulator.knobs import Knobs
+from app.simulator.realtime import Session
 from app.simulator.server import (
     Call,
     RunningSimulator,
@@ -31,6 +33,7 @@ __all__ = [
     "Call",
     "Knobs",
     "RunningSimulator",
+    "Session",
     "Simulator",
     "create_simulator",
     "running_simulator",

@@ -256,6 +256,11 @@ def _audio_part_tokens(part: object) -> int:
     return max(1, math.ceil(seconds * AUDIO_TOKENS_PER_SECOND))
 
 
+def text_bytes(value: object) -> int:
+    """The bytes of a value's text, by the rule for text."""
+    return _Prompt().add(value).text_bytes
+
+
 def _prompt_of(body: Mapping[str, Any], *names: str) -> _Prompt:
     prompt = _Prompt()
     for name in names:
@@ -311,7 +316,8 @@ _WORDS = _SENTENCE.split()
 
 
 @lru_cache(maxsize=64)
-def _words(count: int) -> tuple[str, ...]:
+def words(count: int) -> tuple[str, ...]:
+    """Text of `count` tokens, one a word."""
     return tuple(
         ("" if index == 0 else " ") + _WORDS[index % len(_WORDS)] for index in range(count)
     )
@@ -342,14 +348,19 @@ class _Answer(NamedTuple):
         return len(self.pieces) + self.reasoning
 
 
+def pieces(knobs: Knobs) -> tuple[str, ...]:
+    """The text of an answer that no maximum cuts, one piece per token."""
+    return words(knobs.answer_tokens) if knobs.text is None else _pieces_of(knobs.text)
+
+
 def _compose(knobs: Knobs, tokens_max: int | None) -> _Answer:
-    wanted = _words(knobs.answer_tokens) if knobs.text is None else _pieces_of(knobs.text)
+    wanted = pieces(knobs)
     if tokens_max is None:
         return _Answer(wanted, knobs.reasoning, True)
     reasoning = min(knobs.reasoning, tokens_max)
-    pieces = wanted[: tokens_max - reasoning]
-    whole = len(pieces) == len(wanted) and reasoning == knobs.reasoning
-    return _Answer(pieces, reasoning, whole)
+    kept = wanted[: tokens_max - reasoning]
+    whole = len(kept) == len(wanted) and reasoning == knobs.reasoning
+    return _Answer(kept, reasoning, whole)
 
 
 # --- Frames -----------------------------------------------------------------------------
@@ -819,7 +830,7 @@ def ocr(request: Request) -> Reply:
             "index": index,
             "markdown": knobs.text
             if knobs.text is not None
-            else f"# Page {index + 1}\n\n{''.join(_words(knobs.answer_tokens))}",
+            else f"# Page {index + 1}\n\n{''.join(words(knobs.answer_tokens))}",
             "images": [],
             "dimensions": {"dpi": 200, "height": 2200, "width": 1700},
         }
@@ -954,8 +965,8 @@ def transcriptions(request: Request) -> Reply:
     audio_tokens = max(1, math.ceil(seconds) * AUDIO_TOKENS_PER_SECOND)
     answer = _compose(knobs, None)
     if knobs.text is None:
-        words = _words(max(1, math.ceil(seconds) * TRANSCRIPT_TOKENS_PER_SECOND))
-        answer = _Answer(words, 0, True)
+        count = max(1, math.ceil(seconds) * TRANSCRIPT_TOKENS_PER_SECOND)
+        answer = _Answer(words(count), 0, True)
     prompt = _Prompt()
     prompt.add(body.get("prompt"))
     text_tokens = tokens_of_bytes(prompt.text_bytes) if prompt.text_bytes else 0

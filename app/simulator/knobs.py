@@ -20,6 +20,15 @@ Points. `disconnect`, `stall` and `error_event` name a point of the answer:
 before what carries the usage, else before the end) or `before-done` (before `[DONE]`
 or the last event). A JSON answer counts as two events, its halves; the usage is in the
 second. `true` stands for `before-headers`.
+
+A realtime session has the same points and three more: `seconds:N` (since its first
+event), `bytes:N` (so much audio was appended) and `response:N` (the first delta of its
+Nth response, in a transcription session its Nth transcript, was sent). There `close`
+takes a point too, `before-headers` is before the handshake is answered (for `close` and
+`error_event`, which need the socket, and in a directive: at once), and knobs come also
+from a `sim` parameter of the address (`?model=m&sim=latency%3D0.2`). A directive holds
+from the frame that brings it to the end of the session, one in a `response.create` for
+that response. An HTTP request refuses what only a session can do.
 """
 
 import re
@@ -32,9 +41,16 @@ from msgspec import Meta
 
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 Quantity = Annotated[int, Meta(ge=0, le=10**15)]
-Point = Annotated[str, Meta(pattern=r"^(before-headers|before-usage|before-done|after:\d{1,9})$")]
+Point = Annotated[
+    str,
+    Meta(
+        pattern=r"^(before-headers|before-usage|before-done|after:\d{1,9}"
+        r"|seconds:\d{1,5}(\.\d{1,6})?|bytes:\d{1,12}|response:\d{1,9})$"
+    ),
+]
 
-POINT_KNOBS = ("disconnect", "stall", "error_event")
+POINT_KNOBS = ("disconnect", "stall", "error_event", "close")
+SESSION_POINTS = ("seconds:", "bytes:", "response:")
 
 
 class Knobs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,7 +91,7 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     # What is reported. `tokens_in`, `tokens_out`, `pages` and `seconds` are reported
     # exactly, even above the request's maximum; the others are parts of the whole.
-    usage: Literal["normal", "missing", "on_choices"] = "normal"
+    usage: Literal["normal", "missing", "on_choices", "twice"] = "normal"
     tokens_in: Quantity | None = None
     tokens_out: Quantity | None = None
     cached: Quantity = 0
@@ -85,6 +101,22 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     audio_out: Quantity = 0
     seconds: Seconds | None = None
     pages: Quantity | None = None
+
+    # A realtime session (with `usage=twice`: the event that carries it comes again).
+    # `close` ends it with `close_code`. `pace` is how many times faster than it is
+    # spoken sound is sent, 0 at once. Speech ends after `vad_seconds` of sound.
+    # `usage_delay` holds back the event that carries the usage. `cached_share` is the
+    # part of each input, text and sound alike, that was cached. `claim_model` is named
+    # by `session.updated` instead of the model in force. `transcriber` transcribes in a
+    # transcription session until the client chooses; with "" nothing does.
+    close: Point | None = None
+    close_code: Annotated[int, Meta(ge=1000, le=4999)] = 1000
+    pace: Annotated[float, Meta(ge=0, le=1_000_000)] = 1.0
+    vad_seconds: Seconds = 2.0
+    usage_delay: Seconds = 0.0
+    cached_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    claim_model: str | None = None
+    transcriber: str = "gpt-4o-transcribe"
 
     # Length of a document that cannot be looked into (a remote URL, a file id).
     remote_pages: Annotated[int, Meta(ge=0, le=100_000)] = 3
@@ -96,6 +128,15 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     @property
     def refused_parameters(self) -> frozenset[str]:
         return frozenset(name.strip() for name in self.refuse.split(",") if name.strip())
+
+    def check_http(self) -> None:
+        """Refuse aloud what only a realtime session can do."""
+        if self.close is not None or self.usage == "twice":
+            raise KnobError("simulator knob: `close` and `usage=twice` are for realtime sessions")
+        for name in POINT_KNOBS:
+            point = getattr(self, name)
+            if point is not None and point.startswith(SESSION_POINTS):
+                raise KnobError(f"simulator knob: {name}={point} is for realtime sessions")
 
 
 class KnobError(ValueError):

@@ -17,6 +17,7 @@ import wave
 import zlib
 from array import array
 from functools import lru_cache
+from typing import Literal
 
 import pypdf
 import pypdf.errors
@@ -47,6 +48,36 @@ def speech_pcm(text: str, speed: float = 1.0) -> bytes:
     return b"".join(
         _tone(-1 if character.isspace() else ord(character) % 25, samples) for character in text
     )
+
+
+def resampled(pcm: bytes, rate: int) -> bytes:
+    """pcm16 mono 24 kHz at another rate, by the nearest sample before."""
+    if rate == SAMPLE_RATE:
+        return pcm
+    samples = array("h", pcm)
+    count = len(samples) * rate // SAMPLE_RATE
+    return array("h", (samples[i * SAMPLE_RATE // rate] for i in range(count))).tobytes()
+
+
+def g711(pcm: bytes, law: Literal["ulaw", "alaw"]) -> bytes:
+    """pcm16 mono in one byte a sample."""
+    encode = _ulaw if law == "ulaw" else _alaw
+    return bytes(encode(sample) for sample in array("h", pcm))
+
+
+def _ulaw(sample: int) -> int:
+    biased = min(abs(sample), 32_635) + 132
+    exponent = biased.bit_length() - 8
+    sign = 0x80 if sample < 0 else 0
+    return ~(sign | exponent << 4 | biased >> (exponent + 3) & 0x0F) & 0xFF
+
+
+def _alaw(sample: int) -> int:
+    level = (~sample if sample < 0 else sample) >> 4
+    if level > 15:
+        exponent = level.bit_length() - 4
+        level = (level >> (exponent - 1)) - 16 + (exponent << 4)
+    return (level | (0 if sample < 0 else 0x80)) ^ 0x55
 
 
 def wav(pcm: bytes) -> bytes:

@@ -2,11 +2,12 @@
 
 Owns routing, credentials, the reading of bodies, faults (when and how an answer goes
 wrong on the wire), the record of calls, and servers for it. What an answer says is
-`answers.py`.
+`answers.py`, what a realtime session says `realtime.py`.
 
     /v1/...                                   OpenAI, Mistral, Anthropic
     /openai/deployments/{d}/...?api-version=  Azure; `{d}` is the model
     /openai/v1/...                            Azure's newer paths
+    /v1/realtime, /openai/..realtime          WebSocket sessions (`realtime.py`)
     GET /_control                             the knobs in force
     PUT /_control {...}                       change some; DELETE /_control: as constructed
     GET /_control/calls                       what reached us; DELETE: forget it
@@ -28,7 +29,7 @@ import time
 import urllib.parse
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 import uvicorn
@@ -38,10 +39,13 @@ from multipart import (
     parse_options_header,
 )
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.http11 import Request as Handshake
 
-from app.simulator import answers, knobs
+from app.simulator import answers, knobs, realtime
 from app.simulator.answers import Event, Family, Refusal, Reply, Request, Upload
 from app.simulator.knobs import Knobs
+from app.simulator.realtime import Session
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -62,7 +66,11 @@ Ended = Literal["open", "answered", "cut", "client_left"]
 
 
 class Call(msgspec.Struct):
-    """One request as it reached us, and how it ended."""
+    """One request as it reached us, and how it ended.
+
+    A realtime session is one too: `body_bytes` counts its frames, `ended` is "answered"
+    where we closed it properly, and `realtime` has the rest.
+    """
 
     number: int
     method: str
@@ -80,6 +88,7 @@ class Call(msgspec.Struct):
     bytes_sent: int = 0
     events_sent: int = 0
     ended: Ended = "open"
+    realtime: Session | None = None
 
     def json(self) -> Any:
         """The decoded body; only of bodies that were kept whole."""
@@ -140,15 +149,14 @@ class Simulator:
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
             return
-        if scope["type"] != "http":
-            await send({"type": "websocket.close", "code": 1008})
-            return
         exchange = _Exchange(scope, receive, send)
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
         try:
-            if scope["path"].startswith("/_control"):
+            if scope["type"] == "websocket":
+                await self._serve_session(exchange)
+            elif scope["path"].startswith("/_control"):
                 await self._control(exchange)
             else:
                 await self._serve(exchange)
@@ -183,6 +191,72 @@ class Simulator:
         finally:
             self.open -= 1
 
+    async def _serve_session(self, exchange: "_Exchange") -> None:
+        self.open += 1
+        self.open_peak = max(self.open_peak, self.open)
+        await exchange.connected()
+        setting = self._take_knobs()
+        call = self._record(exchange, b"")
+        exchange.call = call
+        try:
+            talk = await self._open_session(exchange, call, setting)
+            if talk is not None:
+                try:
+                    call.ended = await talk.run()
+                finally:
+                    call.body_bytes = talk.record.bytes_received
+                    call.events_sent = talk.record.events_sent
+        except _Cut:
+            call.ended = "cut"
+            await exchange.hang_up()
+        except (_ClientLeft, asyncio.CancelledError):
+            call.ended = "client_left"
+            raise
+        finally:
+            self.open -= 1
+
+    async def _open_session(
+        self, exchange: "_Exchange", call: Call, setting: Knobs
+    ) -> realtime.Talk | None:
+        """Answer the handshake; the session, unless it was refused."""
+        family: Family = "azure" if exchange.path.startswith("/openai/") else "openai"
+        setting_now = setting
+        try:
+            try:
+                setting_now = knobs.merged(setting, knobs.from_headers(exchange.headers))
+                opening = realtime.opening(exchange.path, exchange.query, call.headers)
+                setting_now = knobs.merged(setting_now, opening.changes)
+            except knobs.KnobError as error:
+                raise Refusal(400, str(error), code="simulator_knob") from None
+            except Refusal:
+                _authorize(call, setting_now, family)
+                raise
+            call.model, call.stream = opening.model, True
+            await _fault_before_headers(exchange, setting_now)
+            _authorize(call, setting_now, family)
+            if setting_now.status is not None:
+                raise answers.status_refusal(setting_now.status)
+        except Refusal as refusal:
+            request_id = f"req_sim{call.number:08d}"
+            reply = _error_reply(exchange, call, refusal, setting_now, family, request_id)
+            if setting_now.latency:
+                await exchange.pause(setting_now.latency)
+            call.status = reply.status
+            headers = [
+                (b"content-type", reply.media_type),
+                (b"content-length", str(len(reply.body)).encode()),
+                (b"x-request-id", request_id.encode()),
+            ]
+            await exchange.start(reply.status, [*headers, *reply.headers])
+            await exchange.write(reply.body, more=False)
+            return None
+        offered: list[str] = exchange.scope.get("subprotocols", [])
+        call.realtime = Session(opening.kind, opening.shape, offered)
+        call.status = 101
+        talk = realtime.Talk(exchange, opening, setting_now, call.number, call.realtime)
+        await exchange.accept("realtime" if "realtime" in offered else None)
+        return talk
+
     def _take_knobs(self) -> Knobs:
         setting = self.knobs
         if self._times_left is not None:
@@ -202,7 +276,7 @@ class Simulator:
             path=exchange.path,
             query=exchange.query.decode("latin-1"),
             headers=headers,
-            credential=_credential(headers),
+            credential=_credential(headers) or realtime.subprotocol_key(exchange.subprotocols),
             body_bytes=len(raw),
             body_sha256=hashlib.sha256(raw).hexdigest(),
             body=raw[:BODY_KEPT].decode("utf-8", "replace"),
@@ -210,7 +284,10 @@ class Simulator:
         )
         self._calls.append(call)
         # Counted by endpoint: paths are the client's to invent, and memory is bounded.
-        self.by_path[_route(exchange).counted_as] += 1
+        counted_as = _route(exchange).counted_as
+        if exchange.is_socket:
+            counted_as = "/v1/realtime" if realtime.is_realtime(exchange.path) else "unknown"
+        self.by_path[counted_as] += 1
         return call
 
     async def _answer(self, exchange: "_Exchange", call: Call, raw: bytes, setting: Knobs) -> None:
@@ -223,6 +300,7 @@ class Simulator:
                 setting_now = knobs.merged(setting, knobs.from_headers(exchange.headers))
                 request = await _parsed(exchange, call, route, raw, setting_now)
                 setting_now, family = request.knobs, request.family
+                setting_now.check_http()
             except knobs.KnobError as error:
                 raise Refusal(400, str(error), code="simulator_knob") from None
             except Refusal:
@@ -542,7 +620,8 @@ def _is_at(point: str, sent: int, tag: str) -> bool:
             return tag in ("usage", "done", "end")
         case "before-done":
             return tag in ("done", "end")
-    return sent == int(point.removeprefix("after:"))
+    # Points of a session were refused; that refusal is an answer too.
+    return point.startswith("after:") and sent == int(point.removeprefix("after:"))
 
 
 async def _fault_before_headers(exchange: "_Exchange", setting: Knobs) -> None:
@@ -605,13 +684,16 @@ class _Exchange:
 
     def __init__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         self.scope = scope
-        self.method: str = scope["method"]
+        self.is_socket = scope["type"] == "websocket"
+        self.method: str = scope.get("method", "GET")
         self.path: str = scope["path"]
         self.query: bytes = scope["query_string"]
         self.headers: list[tuple[bytes, bytes]] = scope["headers"]
+        self.subprotocols: list[str] = scope.get("subprotocols", [])
         self.call: Call | None = None
         self._receive = receive
         self._send = send
+        self._kind = "websocket.http.response" if self.is_socket else "http.response"
         self._gone: asyncio.Task[None] | None = None
 
     def is_local(self) -> bool:
@@ -635,8 +717,30 @@ class _Exchange:
             if not message.get("more_body", False):
                 return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    # A session's handshake, and what it needs then.
+
+    async def connected(self) -> None:
+        """Take the message that opens every session."""
+        await self._receive()
+
+    async def accept(self, subprotocol: str | None) -> None:
+        self.release()
+        await self._send({"type": "websocket.accept", "subprotocol": subprotocol})
+
+    def lent(self, name: str) -> Callable[[], Any] | None:
+        """What our own server lends a session, if it is our own."""
+        return cast("dict[str, Callable[[], Any]]", self.scope.get("extensions") or {}).get(name)
+
+    async def receive(self) -> Message:
+        return await self._receive()
+
+    async def send(self, message: Message) -> None:
+        if self.call and message["type"] == "websocket.send":
+            self.call.bytes_sent += len(message["text"])
+        await self._send(message)
+
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": f"{self._kind}.start", "status": status, "headers": headers})
 
     async def write(self, data: bytes, *, more: bool) -> None:
         if self._gone is not None and self._gone.done():
@@ -646,7 +750,7 @@ class _Exchange:
             self.call.bytes_sent += len(data)
             if not more:
                 self.call.ended = "answered"
-        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        await self._send({"type": f"{self._kind}.body", "body": data, "more_body": more})
 
     async def json(self, status: int, value: object) -> None:
         body = answers.encode(value)
@@ -694,7 +798,7 @@ class _Exchange:
             raise _ClientLeft
 
     async def _until_gone(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
+        while not (await self._receive())["type"].endswith(".disconnect"):
             pass
 
 
@@ -718,6 +822,40 @@ class _Protocol(HttpToolsProtocol):
         scope["extensions"] = {HANG_UP: self.transport.close}
 
 
+class _SocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's protocol, lending a session its connection."""
+
+    silent = False
+    pings = 0
+
+    def handle_connect(self, event: Handshake) -> None:
+        super().handle_connect(event)
+        if hasattr(self, "scope"):
+            scope: Any = self.scope
+            scope["extensions"] |= {
+                HANG_UP: self.transport.close,
+                realtime.ABORT: self.transport.abort,
+                realtime.SILENCE: self.fall_silent,
+                realtime.PINGS: lambda: self.pings,
+            }
+
+    def handle_ping(self) -> None:
+        self.pings += 1
+        super().handle_ping()
+
+    def fall_silent(self) -> None:
+        """Answer nothing from now on, pings included; read on, to see the client leave."""
+        self.silent = True
+        self.stop_keepalive()
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        if not self.silent:
+            super().data_received(data)
+
+
 class _Server(uvicorn.Server):
     """A server that leaves the signals to whoever embeds it."""
 
@@ -726,12 +864,18 @@ class _Server(uvicorn.Server):
         yield
 
 
-def server_config(app: Simulator, *, keep_alive_s: int = 60) -> uvicorn.Config:
-    """How any of our servers serves the app."""
+def server_config(
+    app: Simulator, *, keep_alive_s: int = 60, ping_s: float | None = 20.0
+) -> uvicorn.Config:
+    """How any of our servers serves the app; sessions are pinged every `ping_s`."""
     return uvicorn.Config(
         app,
         http=_Protocol,
-        ws="none",
+        ws=_SocketProtocol,
+        ws_max_size=realtime.FRAME_BYTES_MAX,
+        ws_ping_interval=ping_s,
+        ws_ping_timeout=ping_s,
+        ws_per_message_deflate=False,
         lifespan="off",
         log_config=None,
         log_level="critical",
@@ -768,6 +912,7 @@ class RunningSimulator:
         # mistralai, anthropic and Azure take the root; openai takes `/v1`.
         self.base_url = f"http://{shown}:{port}"
         self.openai_url = f"{self.base_url}/v1"
+        self.realtime_url = f"ws://{shown}:{port}/v1/realtime"
         self.api_key = app.initial.api_key or ""
 
     @property
