@@ -107,7 +107,7 @@ test: lint test-core ## Every check, then every test (ARGS='-k reap' picks tests
 	@$(RUN) pytest --numprocesses=$(JOBS) --dist=worksteal $(ARGS)
 
 .PHONY: bench
-bench: setup-dev ## Throughput and latency, side by side with a bare pass-through
+bench: setup-dev ## Throughput, latency and sessions, side by side with bare ones (ARGS=--quick)
 	@exec $(RUN) tests.benchmarks $(ARGS)
 
 .PHONY: soak

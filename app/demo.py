@@ -57,6 +57,7 @@ CHAT: Final = "gpt-4o-mini"
 EMBEDDINGS: Final = "text-embedding-3-small"
 OCR: Final = "mistral-ocr"
 SPEECH: Final = "tts-1"
+REALTIME: Final = "gpt-realtime"
 UNPRICED: Final = "experimental-unpriced"
 OCR_USD_PER_PAGE: Final = Decimal("0.002")
 PAGES_MAX: Final = 500
@@ -69,6 +70,7 @@ class SampleModel(msgspec.Struct, frozen=True):
     rates: tuple[tuple[str, str, int], ...] = ()
     context_window: int | None = None
     max_output_tokens: int | None = None
+    endpoints: tuple[str, ...] | None = None
 
 
 MODELS: Final = (
@@ -95,6 +97,21 @@ MODELS: Final = (
         ),
         context_window=16_000,
         max_output_tokens=2_000,
+        endpoints=("audio/transcriptions", "realtime"),
+    ),
+    SampleModel(
+        REALTIME,
+        (
+            ("input_token", "4", 1_000_000),
+            ("cached_input_token", "0.40", 1_000_000),
+            ("output_token", "16", 1_000_000),
+            ("input_audio_token", "32", 1_000_000),
+            ("cached_input_audio_token", "0.40", 1_000_000),
+            ("output_audio_token", "64", 1_000_000),
+        ),
+        context_window=32_000,
+        max_output_tokens=4_096,
+        endpoints=("realtime",),
     ),
     SampleModel(UNPRICED, context_window=128_000, max_output_tokens=16_384),
 )
@@ -467,6 +484,7 @@ class Scene:
                         "provider_id": provider_id,
                         "context_window": model.context_window,
                         "max_output_tokens": model.max_output_tokens,
+                        "endpoints": model.endpoints,
                     },
                 )
             if model.rates and model.slug not in priced:

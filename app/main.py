@@ -29,6 +29,7 @@ from app.core.preflight import Paths
 from app.core.windows import Calendar
 from app.gateway.door import Door
 from app.gateway.exchange import Exchange
+from app.gateway.realtime import Sessions
 from app.gateway.upstream import Upstream
 from app.settings import Settings, psycopg_dsn
 from app.store.answers import Answers
@@ -101,6 +102,7 @@ class Gateway:
             Paths(self.calendar),
             Answers(self.pool),
         )
+        self.sessions = Sessions(self.exchange)
         self.door = Door(self.exchange, self.database, self.calendar)
         self.worker = Worker(self.pool, self.ledger, reaper_period_s=settings.reaper_period_s)
 
@@ -153,14 +155,17 @@ class Front:
     pass-through), and the data plane uses none of it.
     """
 
-    def __init__(self, door: Door, rest: Litestar) -> None:
+    def __init__(self, door: Door, sessions: Sessions, rest: Litestar) -> None:
         self.door = door
+        self.sessions = sessions
         self.rest = rest
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one request, or the lifespan."""
         if scope["type"] == "http" and scope["path"].startswith("/v1/"):
             await self.door(scope, receive, send)
+        elif scope["type"] == "websocket" and scope["path"].rstrip("/") == "/v1/realtime":
+            await self.sessions.handle(scope, receive, send)
         else:
             await self.rest(scope, receive, send)
 
@@ -231,7 +236,7 @@ def create_app(settings: Settings, database_url: str) -> Front:
         logging_config=None,
         debug=False,
     )
-    return Front(gateway.door, rest)
+    return Front(gateway.door, gateway.sessions, rest)
 
 
 def _observe(gateway: Gateway) -> None:

@@ -31,8 +31,8 @@ class Problem(msgspec.Struct, frozen=True):
     scope: str | None = None
     limit: LimitDocument | None = None
 
-    def openai(self) -> bytes:
-        """Return the body in OpenAI's envelope."""
+    def error(self) -> dict[str, object]:
+        """Return the error as OpenAI's envelope and its realtime events carry it."""
         error: dict[str, object] = {
             "message": self.message,
             "type": self.type,
@@ -42,7 +42,11 @@ class Problem(msgspec.Struct, frozen=True):
         if self.limit is not None:
             error["scope"] = self.scope
             error["limit"] = self.limit
-        return msgspec.json.encode({"error": error})
+        return error
+
+    def openai(self) -> bytes:
+        """Return the body in OpenAI's envelope."""
+        return msgspec.json.encode({"error": self.error()})
 
     def event(self) -> bytes:
         """Return the error as one server-sent event."""
@@ -141,6 +145,11 @@ def too_large(limit_bytes: int) -> Problem:
 def not_found(what: str) -> Problem:
     """Return a 404."""
     return Problem(404, "invalid_request_error", "not_found", what)
+
+
+def upgrade_required(message: str) -> Problem:
+    """Return a 426."""
+    return Problem(426, "invalid_request_error", "upgrade_required", message)
 
 
 def method_not_allowed(method: str, path: str, allowed: str) -> Problem:

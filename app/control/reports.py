@@ -1,7 +1,7 @@
-"""Reports: calls, usage and the audit log for admins; their own for members.
+"""Reports: calls, usage, running sessions and the audit log for admins; their own for members.
 
 Owns the parameters that choose what is shown, and the CSV. Owns no SQL and no sum (see
-`store.usage`); writes nothing.
+`store.usage`); writes nothing but the order that stops a session.
 
 Invariants: what is under `/api/me` is narrowed to the caller's own member whatever is asked for;
 no cell of a CSV can be a formula; a CSV is streamed, never held whole.
@@ -15,19 +15,20 @@ from datetime import datetime
 from typing import Annotated, Any, Final, cast
 
 import msgspec
-from litestar import Router, get
+from litestar import Router, delete, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import Stream
 
 from app.control import wire
-from app.control.desk import Desk
+from app.control.desk import Change, Desk
 from app.control.errors import Refused, documented, invalid, unknown
 from app.control.wire import Page
 from app.core.refusals import Outcome
-from app.store import catalogue, journal, usage
+from app.store import catalogue, journal, sessions, usage
 from app.store.catalogue import KeyRecord
 from app.store.journal import AuditEvent
+from app.store.sessions import SessionDocument
 from app.store.usage import (
     DIMENSIONS,
     CallDocument,
@@ -277,6 +278,65 @@ def _is_number(shown: str) -> bool:
     return digits.isascii() and digits.replace(".", "", 1).isdigit()
 
 
+# Sessions
+
+
+async def _sessions(
+    desk: Desk, cursor: str | None, limit: int, **equal: str | None
+) -> Page[SessionDocument]:
+    for field, value in equal.items():
+        check = wire.id_filter if field.endswith("_id") else wire.text_filter
+        check(field, value)
+    after = wire.after(cursor)
+    async with desk.deps.database.snapshot() as connection:
+        running = await sessions.running(
+            connection, at=desk.at, after=after, limit=wire.page_limit(limit) + 1, equal=equal
+        )
+    return wire.paged(running, limit, lambda session: session.id)
+
+
+async def _stop(desk: Desk, id: str, **equal: str) -> None:
+    session_id = wire.path_id(id, "realtime session")
+
+    async def work(change: Change) -> None:
+        if not await sessions.stop(change.connection, session_id, equal=equal):
+            raise unknown("realtime session")
+        await change.record("realtime_session_killed", "realtime_session", session_id)
+
+    await desk.write(work)
+
+
+@get(
+    "/realtime-sessions",
+    tags=["Realtime sessions"],
+    summary="List the realtime sessions that run, on all replicas, the longest running first",
+)
+async def list_sessions(
+    desk: NamedDependency[Desk],
+    cursor: FromQuery[str | None] = None,
+    limit: FromQuery[int] = wire.PAGE_DEFAULT,
+    allocation_id: FromQuery[str | None] = None,
+    member_id: FromQuery[str | None] = None,
+    key_id: FromQuery[str | None] = None,
+    model: FromQuery[str | None] = None,
+) -> Page[SessionDocument]:
+    return await _sessions(
+        desk,
+        cursor,
+        limit,
+        allocation_id=allocation_id,
+        member_id=member_id,
+        key_id=key_id,
+        model=model,
+    )
+
+
+@delete("/realtime-sessions/{id:str}", tags=["Realtime sessions"], summary="Kill a session")
+async def kill_session(id: FromPath[str], desk: NamedDependency[Desk]) -> None:
+    """It is closed with 1008 `killed` within a moment, and billed for what it used."""
+    await _stop(desk, id)
+
+
 # Audit
 
 
@@ -401,13 +461,46 @@ async def my_usage(
     return await _usage(desk, query)
 
 
+@get("/realtime-sessions", summary="List one's own running realtime sessions")
+async def my_sessions(
+    desk: NamedDependency[Desk],
+    cursor: FromQuery[str | None] = None,
+    limit: FromQuery[int] = wire.PAGE_DEFAULT,
+    allocation_id: FromQuery[str | None] = None,
+    key_id: FromQuery[str | None] = None,
+    model: FromQuery[str | None] = None,
+) -> Page[SessionDocument]:
+    return await _sessions(
+        desk,
+        cursor,
+        limit,
+        allocation_id=allocation_id,
+        member_id=desk.member_id,
+        key_id=key_id,
+        model=model,
+    )
+
+
+@delete("/realtime-sessions/{id:str}", summary="Stop one of one's own realtime sessions")
+async def stop_session(id: FromPath[str], desk: NamedDependency[Desk]) -> None:
+    await _stop(desk, id, member_id=desk.member_id)
+
+
 def report_router() -> Router:
     """Make the router of what admins look at."""
-    handlers = [list_calls, show_call, show_usage, download_usage, list_audit]
+    handlers = [
+        list_calls,
+        show_call,
+        show_usage,
+        download_usage,
+        list_audit,
+        list_sessions,
+        kill_session,
+    ]
     return Router("/", route_handlers=documented(handlers))
 
 
 def me_router() -> Router:
     """Make the router of what is one's own."""
-    handlers = [my_allocations, my_keys, my_calls, my_usage]
+    handlers = [my_allocations, my_keys, my_calls, my_usage, my_sessions, stop_session]
     return Router("/", route_handlers=documented(handlers), tags=["Me"])

@@ -42,6 +42,9 @@ CHOICES_MAX: Final = 128
 
 OPEN_TOKENS_ALL_BELOW: Final = 1024
 
+STREAM_SLICE_TOKENS: Final = 2048
+"""Of an open-ended stream, so much output is held at a time."""
+
 _MESSAGE_TOKENS: Final = 4
 _ANSWER_TOKENS: Final = 3
 # Marks that some embedding tokenizers put around each input.
@@ -102,6 +105,17 @@ class Ceiling(msgspec.Struct, frozen=True):
 
     bundles: tuple[Usage, ...]
     open: OpenQuantity | None = None
+
+
+def sliced(ceiling: Ceiling) -> Ceiling:
+    """The ceiling of a stream whose output was left open: one slice of it, to be extended."""
+    opened = ceiling.open
+    if opened is None or opened.unit != "output_token":
+        return ceiling
+    return msgspec.structs.replace(
+        ceiling,
+        open=msgspec.structs.replace(opened, most=min(opened.most, STREAM_SLICE_TOKENS)),
+    )
 
 
 class ModelFacts(msgspec.Struct, frozen=True):
@@ -415,6 +429,11 @@ def estimate_chat(ceiling_input: Usage, output_bytes: int, facts: ModelFacts) ->
     if output_bytes > 0:
         usage["output_token"] = _tokens(output_bytes, facts)
     return usage
+
+
+def output_tokens(output_bytes: int, deltas: int, facts: ModelFacts) -> int:
+    """The most tokens that a text, come in so many pieces, was generated as."""
+    return max(deltas, _tokens(output_bytes, facts))
 
 
 # The other endpoints.

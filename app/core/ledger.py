@@ -15,7 +15,7 @@ Invariants, for every account and both meters (ledger.md, I1 to I5):
 - what is booked above a hold is recorded as overrun, for exactly the excess.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -34,6 +34,9 @@ from app.core.windows import Period, Window
 
 Meter = Literal["tokens", "usd"]
 OwnerKind = Literal["chat", "key", "allocation", "pool"]
+
+REALTIME = "realtime"
+"""The endpoint whose calls are sessions: they are closed, for a reason."""
 
 METERS: tuple[Meter, Meter] = ("tokens", "usd")
 """In the order in which the limits of one owner are looked at."""
@@ -266,8 +269,58 @@ class Books:
 
     # Reserve and extend
 
-    def reserve(self, facts: CallFacts, demand: Demand) -> Grant | Refusal:
-        """Admit a call and hold what it may use, or refuse it and touch nothing."""
+    def reserve(
+        self, facts: CallFacts, demand: Demand, checkpoint: "Actual | None" = None
+    ) -> Grant | Refusal:
+        """Admit a call and hold what it may use, or refuse it and touch nothing.
+
+        A call that reports as it goes has a `checkpoint` from the start.
+        """
+        fit = self._fit(demand)
+        if isinstance(fit, Refusal):
+            return fit
+        tokens, nano = fit.tokens, fit.nano
+        hold = Hold(
+            facts.id,
+            facts.account_ids,
+            tokens,
+            None if demand.cost is None else nano,
+            facts,
+            checkpoint,
+        )
+        self._move_held(hold.account_ids, tokens, nano)
+        self.holds[hold.call_id] = self.new_holds[hold.call_id] = hold
+        return fit
+
+    def extend(
+        self, call_id: str, demand: Demand, checkpoint: "Actual | None" = None
+    ) -> Grant | Refusal | None:
+        """Add to the hold of a call in flight, and note what it used so far.
+
+        Returns what it holds in all; None if it has no hold any more.
+        """
+        hold = self.holds.get(call_id)
+        if hold is None:
+            return None
+        if checkpoint is not None:
+            hold = msgspec.structs.replace(hold, checkpoint=checkpoint)
+        fit = self._fit(demand)
+        if not isinstance(fit, Refusal):
+            tokens, nano = fit.tokens, 0 if hold.nano is None else fit.nano
+            hold = msgspec.structs.replace(
+                hold,
+                tokens=hold.tokens + tokens,
+                nano=None if hold.nano is None else hold.nano + nano,
+            )
+            self._move_held(hold.account_ids, tokens, nano)
+            fit = Grant(hold.tokens, hold.nano or 0, fit.granted, fit.limited)
+        self.holds[call_id] = hold
+        changed = self.new_holds if call_id in self.new_holds else self.changed_holds
+        changed[call_id] = hold
+        return fit
+
+    def _fit(self, demand: Demand) -> Grant | Refusal:
+        """Grant as much of a demand as every limit on its path allows, or refuse it."""
         last_call = demand.policy == "last_call"
         limited = False
         room: int | None = None
@@ -298,50 +351,7 @@ class Books:
         if last_call:
             tokens = min(tokens, left.get("tokens", tokens))
             nano = min(nano, left.get("usd", nano))
-        hold = Hold(
-            facts.id,
-            facts.account_ids,
-            tokens,
-            None if demand.cost is None else nano,
-            facts,
-        )
-        self._move_held(hold.account_ids, tokens, nano)
-        self.holds[hold.call_id] = self.new_holds[hold.call_id] = hold
         return Grant(tokens, nano, granted, limited)
-
-    def extend(
-        self, call_id: str, path: Sequence[AccountKey], tokens: int, nano: int
-    ) -> Grant | Refusal | None:
-        """Add to the hold of a call in flight; None if it has no hold any more."""
-        hold = self.holds.get(call_id)
-        if hold is None:
-            return None
-        priced = hold.nano is not None
-        # A call that has had no token so far, and asks for none, is nothing to a token limit.
-        counts: dict[Meter, bool] = {"tokens": hold.tokens + tokens > 0, "usd": priced}
-        more: dict[Meter, int] = {"tokens": tokens, "usd": nano if priced else 0}
-        limited = False
-        for key in path:
-            account = self.accounts[key.id]
-            for limit in self.limits.get(key.owner_id, ()):
-                if limit.window != key.window or not counts[limit.meter]:
-                    continue
-                limited = True
-                refusal = _refusal(key, account, limit, more[limit.meter])
-                if refusal is not None:
-                    return refusal
-        held = msgspec.structs.replace(
-            hold,
-            tokens=hold.tokens + tokens,
-            nano=None if hold.nano is None else hold.nano + nano,
-        )
-        self._move_held(hold.account_ids, tokens, more["usd"])
-        self.holds[call_id] = held
-        if call_id in self.new_holds:
-            self.new_holds[call_id] = held
-        else:
-            self.changed_holds[call_id] = held
-        return Grant(held.tokens, held.nano or 0, None, limited)
 
     # Settle, void and recover
 
@@ -383,7 +393,17 @@ class Books:
             return "duplicate"
         assert hold.facts is not None, "a hold keeps the facts of its call"
         actual = hold.checkpoint or Actual({}, hold.tokens, hold.nano)
-        return self.settle(Settlement(hold.facts, "recovered", 200, actual, at, estimated=True))
+        return self.settle(
+            Settlement(
+                hold.facts,
+                "recovered",
+                200,
+                actual,
+                at,
+                estimated=True,
+                close_reason="recovered" if hold.facts.endpoint == REALTIME else None,
+            )
+        )
 
     # Parts
 

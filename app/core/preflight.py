@@ -23,7 +23,7 @@ BOOK_WINDOW: Window = "month"
 """The window whose accounts every allocation has, limited or not: what the cards show."""
 
 
-_PLAIN = {
+PLAIN = {
     "input_audio_token": "input_token",
     "input_image_token": "input_token",
     "output_audio_token": "output_token",
@@ -33,11 +33,11 @@ _PLAIN = {
 
 def _forms(bundle: Usage) -> tuple[Usage, ...]:
     """Return a bundle, and what is reported of the same use by a provider that is less exact."""
-    if not any(unit in _PLAIN for unit in bundle):
+    if not any(unit in PLAIN for unit in bundle):
         return (bundle,)
     plain: Usage = {}
     for unit, quantity in bundle.items():
-        name = _PLAIN.get(unit, unit)
+        name = PLAIN.get(unit, unit)
         plain[name] = plain.get(name, 0) + quantity
     return bundle, plain
 
@@ -60,7 +60,7 @@ def demand_for(
     open_counts = open_ is not None and open_.unit in TOKEN_UNITS
     each = 0
     if price is not None and open_ is not None:
-        rates = [price.worst.get(open_.unit), price.worst.get(_PLAIN.get(open_.unit, ""))]
+        rates = [price.worst.get(open_.unit), price.worst.get(PLAIN.get(open_.unit, ""))]
         known = [rate for rate in rates if rate is not None]
         if known:
             each = max(known)
@@ -76,6 +76,20 @@ def demand_for(
         if open_ is None
         else OpenDemand(open_.most, open_.all_below, open_.times, int(open_counts), each),
         policy=policy,
+    )
+
+
+def another_slice(demand: Demand, needed: int) -> Demand:
+    """Ask for more of a demand's open quantity: `needed` of it at the least, a slice ahead."""
+    opened = demand.open
+    assert opened is not None
+    return Demand(
+        accounts=demand.accounts,
+        tokens=opened.tokens_each * needed,
+        counts_tokens=demand.counts_tokens,
+        cost=None if demand.cost is None else opened.cost_each * needed,
+        denominator=demand.denominator,
+        open=OpenDemand(opened.most, opened.all_below, 1, opened.tokens_each, opened.cost_each),
     )
 
 

@@ -30,7 +30,7 @@ from app.gateway.exchange import (
     send_problem,
     send_whole_answer,
 )
-from app.problems import internal_error, method_not_allowed, not_found, problem_of
+from app.problems import internal_error, method_not_allowed, not_found, problem_of, upgrade_required
 from app.store.database import Database
 from app.store.usage import call_document, key_document
 
@@ -89,6 +89,8 @@ class Door:
     async def _document(self, path: str, method: str, headers: dict[bytes, bytes]) -> Any:
         parts = path.split("/")[2:]
         match parts:
+            case ["realtime"]:
+                raise Refused(upgrade_required("Open a WebSocket at /v1/realtime."))
             case ["models"] | ["models", *_] | ["key"] | ["calls", _]:
                 if method not in ("GET", "HEAD"):
                     raise Refused(method_not_allowed(method, path, "GET"))

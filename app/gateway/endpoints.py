@@ -30,6 +30,7 @@ from tinytag.tinytag import TinyTagException
 from app.core import ceilings, metering, sse
 from app.core.access import Model, Provider
 from app.core.ceilings import BadRequest, Ceiling, ModelFacts
+from app.core.ledger import REALTIME
 from app.core.metering import DECODE_ERRORS, Usage
 from app.settings import Settings
 
@@ -82,8 +83,8 @@ class Endpoint(msgspec.Struct, frozen=True):
 
     name: str
     """As `models.endpoints` and the calls name it."""
-    reader: Literal["json", "form"]
-    answer: Literal["json", "binary"]
+    reader: Literal["json", "form", "frames"]
+    answer: Literal["json", "binary", "frames"]
     ceiling: Callable[[Request, ModelFacts], Ceiling]
     meter: Callable[[bytes], Usage | None]
     """Usage from a whole answer, or None if it reports none."""
@@ -92,6 +93,8 @@ class Endpoint(msgspec.Struct, frozen=True):
     stream_meter: Callable[[bool], sse.ChatStreamMeter] | None = None
     document: Callable[[Request], Awaitable[None]] | None = None
     """Looks into the document of a request, where the ceiling depends on it."""
+    extendable: Callable[[Request, str], bool] | None = None
+    """Whether all that a stream generates can be seen, so that its hold can grow as it flows."""
     clamp: Callable[[Request, Provider, str, int], None] | None = None
     """Writes the granted maximum into the request, as the provider's model understands it."""
 
@@ -257,6 +260,12 @@ def _form_bytes(request: Request, upstream_model: str) -> tuple[bytes, str]:
 
 
 _NEW_NAME = re.compile(r"(openai/)?(o[1-9]|gpt-[5-9])")
+
+
+def _shows_all(request: Request, model: str) -> bool:
+    # These think where nobody sees it: a maximum must bound what cannot be watched.
+    hidden = _NEW_NAME.match(model) is not None or "reasoning_effort" in request.fields
+    return not hidden and "reasoning" not in request.fields
 
 
 def _clamp_tokens(request: Request, provider: Provider, model: str, granted: int) -> None:
@@ -435,6 +444,11 @@ def _nothing(body: bytes) -> Usage | None:
     return None
 
 
+def _as_it_goes(request: Request, facts: ModelFacts) -> Ceiling:
+    # A session is held for slice by slice: see `core.realtime`.
+    return Ceiling(({},))
+
+
 ENDPOINTS: dict[str, Endpoint] = {
     row.name: row
     for row in (
@@ -446,6 +460,7 @@ ENDPOINTS: dict[str, Endpoint] = {
             meter=metering.meter_chat,
             estimate=_chat_estimate,
             stream_meter=sse.ChatStreamMeter,
+            extendable=_shows_all,
             clamp=_clamp_tokens,
         ),
         Endpoint(
@@ -486,3 +501,13 @@ ENDPOINTS: dict[str, Endpoint] = {
     )
 }
 """By name. Another endpoint is another row."""
+
+SESSIONS = Endpoint(
+    name=REALTIME,
+    reader="frames",
+    answer="frames",
+    ceiling=_as_it_goes,
+    meter=_nothing,
+    estimate=_dearest,
+)
+"""The one endpoint that is no request and answer: `/v1/realtime`."""

@@ -24,18 +24,27 @@ import structlog
 
 from app.core import access
 from app.core.access import Allocation, Grantee, Key, Model, Provider
-from app.core.ceilings import BadRequest, Ceiling, ModelFacts, estimate_chat
+from app.core.ceilings import (
+    STREAM_SLICE_TOKENS,
+    BadRequest,
+    Ceiling,
+    ModelFacts,
+    estimate_chat,
+    output_tokens,
+    sliced,
+)
 from app.core.ledger import (
     NOTHING,
     AccountKey,
     Actual,
     CallFacts,
     Demand,
+    Grant,
     Settlement,
 )
-from app.core.metering import Usage, members_of, tokens_of
+from app.core.metering import Quantity, Usage, members_of, tokens_of
 from app.core.money import nano_to_usd
-from app.core.preflight import Paths, dearest, demand_for
+from app.core.preflight import Paths, another_slice, dearest, demand_for
 from app.core.pricing import COST_NANO_MAX, Price
 from app.core.refusals import OUTCOME_OF, Outcome, Reason, Refusal
 from app.gateway import metrics
@@ -92,6 +101,10 @@ ANSWER_BYTES_MAX = 8 * 2**20
 EVENT_BYTES_MAX = 32 * 2**20
 """The largest server-sent event taken from a provider."""
 DRAIN_BYTES_MAX = 128 * 2**20
+SLICE_LEAST = STREAM_SLICE_TOKENS * 3 // 10
+"""With less than that left, a stream asks for its next slice."""
+RESERVED_S = 1.5
+"""How long a stream waits for what other calls hold to come free."""
 
 _OUTPUT = ("output_token", "output_audio_token")
 
@@ -117,6 +130,7 @@ class Call:
         "answer_key",
         "begun",
         "ceiling",
+        "demand",
         "digest",
         "endpoint",
         "facts",
@@ -125,6 +139,7 @@ class Call:
         "key",
         "model",
         "model_facts",
+        "paid",
         "path",
         "price",
         "provider",
@@ -156,6 +171,10 @@ class Call:
         self.begun = False
         """Whether the client has the head of the answer: then no other can follow."""
         self.grant: Granted | None = None
+        self.demand: Demand | None = None
+        """What was asked of the ledger, of a stream that is held slice by slice."""
+        self.paid = 0
+        """Output tokens that such a stream has been granted so far."""
         self._actual: Actual | None = None
 
     def actual(self, usage: Usage) -> Actual:
@@ -169,7 +188,10 @@ class Call:
         """Return an estimate with no more output than the provider was allowed."""
         output = usage.get("output_token")
         opened = self.ceiling.open
-        if opened is None:
+        most: Quantity | None
+        if self.demand is not None:
+            most = self.paid
+        elif opened is None:
             allowed = [b[u] for b in self.ceiling.bundles for u in _OUTPUT if u in b]
             most = max(allowed, default=None)
         else:
@@ -209,8 +231,8 @@ class Exchange:
         request_id = request_id_of(headers)
         call: Call | None = None
         try:
-            digest = self._digest(headers)
-            key = await self._key(digest)
+            digest = self.digest(headers)
+            key = await self.key(digest)
             body = await read_body(headers, receive, self.settings.max_body_bytes)
             call = Call(endpoint, key, digest, request_id)
             call.request = await self._read(endpoint, headers, body)
@@ -221,7 +243,7 @@ class Exchange:
                     await _send_answer(send, call, answer)
                     return
             try:
-                await self._admit(call)
+                await self.admit(call)
                 await self._forward(call, receive, send)
             finally:
                 await self._free(call)
@@ -235,14 +257,15 @@ class Exchange:
 
     async def authenticate(self, headers: dict[bytes, bytes]) -> Key:
         """Return the key of a request, or refuse it; unknown to us, it may be new elsewhere."""
-        return await self._key(self._digest(headers))
+        return await self.key(self.digest(headers))
 
-    def _digest(self, headers: dict[bytes, bytes]) -> bytes:
+    def digest(self, headers: dict[bytes, bytes]) -> bytes:
         """Return what a request's bearer secret is known by; empty if it has none."""
         bearer = bearer_of(headers)
         return b"" if bearer is None else self.vault.digest(bearer)
 
-    async def _key(self, digest: bytes) -> Key:
+    async def key(self, digest: bytes) -> Key:
+        """Return the key of a digest, or refuse it."""
         now = datetime.now(UTC)
         key = None
         if digest:
@@ -333,44 +356,55 @@ class Exchange:
         if name is not None:
             await self.answers.release(call.key.id, name, call.id)
 
-    async def _admit(self, call: Call) -> None:
+    async def admit(
+        self,
+        call: Call,
+        prepare: Callable[[Call, Grantee], Demand] | None = None,
+        checkpoint: Actual | None = None,
+    ) -> None:
         """Hold what the call may use, or raise `Refused` after recording the refusal."""
         while True:
             version = self.directory.version
-            grantee = self._grantee(call)
+            grantee = self.grantee(call, call.request.model)
             if isinstance(grantee, Refusal):
                 # Before refusing for what the directory says: is it out of date?
                 await self.directory.look_again()
                 if self.directory.version != version:
                     continue
-                await self._refuse(call, grantee)
-            demand = self._prepare(call, grantee)
+                await self.refuse(call, grantee)
+            demand = (prepare or self._prepare)(call, grantee)
             if demand.cost is None and call.allocation.unpriced == "deny":
-                await self._refuse(call, Refusal(Reason.MODEL_UNPRICED, detail=call.request.model))
+                await self.refuse(call, Refusal(Reason.MODEL_UNPRICED, detail=call.request.model))
             try:
                 result = await self.ledger.reserve(
-                    call.facts, demand, version, one_shot=call.key.one_shot
+                    call.facts,
+                    demand,
+                    version,
+                    one_shot=call.key.one_shot,
+                    checkpoint=checkpoint,
                 )
             except LedgerUnavailable:
                 if call.allocation.ledger_outage == "allow" and self._let_through(call, demand):
                     break
-                await self._refuse(call, Refusal(Reason.LEDGER_UNAVAILABLE))
+                await self.refuse(call, Refusal(Reason.LEDGER_UNAVAILABLE))
             if isinstance(result, Stale):
                 try:
                     await self.directory.refresh_to(result.version)
                 except (psycopg.Error, OSError):
-                    await self._refuse(call, Refusal(Reason.LEDGER_UNAVAILABLE))
+                    await self.refuse(call, Refusal(Reason.LEDGER_UNAVAILABLE))
                 continue
             if isinstance(result, Refusal):
-                await self._refuse(call, result)
+                await self.refuse(call, result)
             assert isinstance(result, Granted)
             call.grant = result
             call.standing = result.standing
+            if call.demand is not None and call.demand.open is not None:
+                call.paid = (result.grant.granted or 0) * call.demand.open.times
             if call.key.one_shot:
                 self.directory.mark_used(call.digest, call.started_at)
             break
         if call.provider is None or not call.provider.credential:
-            await self._refuse(call, Refusal(Reason.PROVIDER_UNAVAILABLE))
+            await self.refuse(call, Refusal(Reason.PROVIDER_UNAVAILABLE))
 
     def _let_through(self, call: Call, demand: Demand) -> bool:
         """Note a call on the disk that goes upstream without a hold, in case we die with it.
@@ -391,7 +425,8 @@ class Exchange:
             return False
         return True
 
-    def _grantee(self, call: Call) -> Grantee | Refusal:
+    def grantee(self, call: Call, slug: str) -> Grantee | Refusal:
+        """Decide, as of now, whether the key of a call may use a model, and who pays."""
         directory = self.directory
         # The directory may have been freshened since the request was authenticated: by its
         # secret, which may have been rotated away.
@@ -400,7 +435,6 @@ class Exchange:
         if refusal is not None or key is None:
             return refusal or Refusal(Reason.INVALID_KEY)
         call.key = key
-        slug = call.request.model
         return access.admit(
             key,
             slug,
@@ -428,10 +462,24 @@ class Exchange:
         if call.price is None and call.endpoint.answer == "binary":
             # Nothing but the request itself can meter it, so no other bundle can come true.
             call.ceiling = Ceiling(call.ceiling.bundles[:1], call.ceiling.open)
-        call.facts = self._facts(call, tuple([key.id for key in call.path]))
-        return demand_for(call.ceiling, call.price, call.path, call.allocation.overrun_policy)
+        call.facts = self.facts(call, tuple([key.id for key in call.path]))
+        policy = call.allocation.overrun_policy
+        extendable = call.endpoint.extendable
+        opened = call.ceiling.open
+        if (
+            policy == "strict"
+            and call.request.stream
+            and opened is not None
+            and opened.unit == "output_token"
+            and extendable is not None
+            and extendable(call.request, call.model.upstream_model)
+        ):
+            call.ceiling = sliced(call.ceiling)
+            call.demand = demand_for(call.ceiling, call.price, call.path, policy)
+            return call.demand
+        return demand_for(call.ceiling, call.price, call.path, policy)
 
-    def _facts(self, call: Call, account_ids: tuple[str, ...]) -> CallFacts:
+    def facts(self, call: Call, account_ids: tuple[str, ...]) -> CallFacts:
         only = call.key.allocation_ids[0] if len(call.key.allocation_ids) == 1 else None
         allocation = access.open_allocation(
             call.key, call.request.model, self.directory.allocations
@@ -449,7 +497,7 @@ class Exchange:
             account_ids,
         )
 
-    async def _refuse(self, call: Call, refusal: Refusal) -> NoReturn:
+    async def refuse(self, call: Call, refusal: Refusal) -> NoReturn:
         """Record a refusal, release what the call may hold, and raise."""
         problem = problem_of(refusal)
         outcome = OUTCOME_OF[refusal.reason]
@@ -459,7 +507,7 @@ class Exchange:
         # An unconfirmed reserve may have left a hold: then the accounts are locked and it goes.
         held = refusal.reason in (Reason.LEDGER_UNAVAILABLE, Reason.PROVIDER_UNAVAILABLE)
         path = call.path if held else ()
-        facts = self._facts(call, tuple(key.id for key in path))
+        facts = self.facts(call, tuple(key.id for key in path))
         await self.ledger.settle(
             Settlement(
                 facts,
@@ -525,7 +573,7 @@ class Exchange:
     def _clamp(self, call: Call) -> None:
         """Write the granted maximum into the request, where it is less than the model's own."""
         opened, grant = call.ceiling.open, call.grant
-        if opened is None or grant is None or not grant.grant.limited:
+        if opened is None or grant is None or not grant.grant.limited or call.demand is not None:
             return
         granted = grant.grant.granted
         clamp = call.endpoint.clamp
@@ -752,6 +800,13 @@ class ClientGone(Exception):
     """The connection is of no more use: nothing can be answered on it."""
 
 
+class CutOff(Exception):
+    """A limit does not pay for more of a stream."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+
+
 class _Relay:
     """One streamed answer: bytes on to the client, a copy to the meter, then the settlement."""
 
@@ -771,6 +826,7 @@ class _Relay:
         self.kept_bytes = 0
         self.checked_at = time.monotonic()
         self.timer: asyncio.Timeout | None = None
+        self.extending: asyncio.Task[Refusal | None] | None = None
 
     async def run(self, status: int, headers: Headers) -> None:
         """Relay until the provider ends, breaks, or lingers on without a client."""
@@ -791,9 +847,13 @@ class _Relay:
                         unfinished = 0 if outs else unfinished + len(chunk)
                         if unfinished > EVENT_BYTES_MAX:
                             raise UpstreamFailed("The provider sent an event without end.")
+                        await self._cover()
                         await self._pass(outs)
             except TimeoutError:
                 pass
+            except CutOff as cut:
+                await self._settle(status, headers, cut.problem, cut_off=True)
+                return
             except UpstreamFailed as error:
                 broken = upstream_failed(str(error))
             except UpstreamTimedOut:
@@ -810,14 +870,72 @@ class _Relay:
             raise
         finally:
             watch.cancel()
+            if self.extending is not None:
+                self.extending.cancel()
 
-    async def _settle(self, status: int, headers: Headers, broken: Problem | None) -> None:
+    # The watcher of a stream that is held slice by slice
+
+    async def _cover(self) -> None:
+        """Have what has come paid for before it goes on, and the next slice before it is needed."""
+        call, meter = self.call, self.meter
+        if call.demand is None or meter.done or meter.usage is not None:
+            return
+        output = output_tokens(meter.output_bytes, meter.delta_count, call.model_facts)
+        low = output > call.paid - SLICE_LEAST
+        if low and self.extending is None:
+            self.extending = asyncio.create_task(self._extend(max(0, output - call.paid)))
+        began = time.monotonic()
+        while output > call.paid:
+            if self.extending is None:
+                self.extending = asyncio.create_task(self._extend(output - call.paid))
+            extending = self.extending
+            refusal = await extending
+            self.extending = None
+            if refusal is None or output <= call.paid:
+                continue
+            # What others hold may come free in a moment.
+            if time.monotonic() - began > self._patience(refusal):
+                raise CutOff(_no_more(refusal))
+            await asyncio.sleep(0.1)
+        if self.extending is not None and self.extending.done():
+            self.extending = None
+
+    def _patience(self, refusal: Refusal) -> float:
+        if refusal.reason is Reason.LEDGER_UNAVAILABLE:
+            return self.exchange.settings.ledger_wait_s
+        return RESERVED_S if refusal.reason is Reason.RESERVED else 0
+
+    async def _extend(self, needed: int) -> Refusal | None:
+        """Ask for another slice; return why there is none."""
+        call = self.call
+        assert call.demand is not None
+        demand = another_slice(call.demand, needed)
+        usage, _ = self._usage()
+        checkpoint = call.actual(usage) if usage else None
+        try:
+            result = await self.exchange.ledger.extend(call.id, demand, checkpoint=checkpoint)
+        except LedgerUnavailable:
+            if call.allocation.ledger_outage == "deny":
+                return Refusal(Reason.LEDGER_UNAVAILABLE)
+            call.paid += needed + STREAM_SLICE_TOKENS
+            return None
+        if isinstance(result, Grant):
+            call.paid += needed + (result.granted or 0)
+            return None
+        # Without a hold it has been settled elsewhere, after we were away for too long.
+        return result or Refusal(Reason.LEDGER_UNAVAILABLE)
+
+    async def _settle(
+        self, status: int, headers: Headers, broken: Problem | None, *, cut_off: bool = False
+    ) -> None:
         call, meter = self.call, self.meter
         usage, estimated = self._usage()
         if not usage and broken is None and not meter.done and not self.gone:
             broken = upstream_failed("The provider ended the stream before any output.")
         outcome: Outcome = "success"
-        if self.gone:
+        if cut_off:
+            outcome = "cut_off"
+        elif self.gone:
             outcome = "client_disconnected"
         elif broken is not None or (meter.error and not (meter.done and usage)):
             outcome = "upstream_error"
@@ -828,7 +946,7 @@ class _Relay:
         await self.exchange._settle(
             call,
             outcome,
-            status if broken is None else broken.status,
+            status if broken is None or cut_off else broken.status,
             usage,
             estimated=estimated,
             answer=answer,
@@ -837,6 +955,8 @@ class _Relay:
         if broken is not None:
             # The error must not become part of an event that was cut.
             self.final = [_whole_events(b"".join(self.final)), broken.event()]
+            if cut_off:
+                self.final.append(b"data: [DONE]\n\n")
         if not self.gone:
             await self.send(
                 {"type": "http.response.body", "body": b"".join(self.final), "more_body": False}
@@ -933,6 +1053,15 @@ async def _left(receive: Receive) -> bool:
         return bool(message["type"] == "http.disconnect")
     waiting.close()
     return False
+
+
+def _no_more(refusal: Refusal) -> Problem:
+    """Say why a stream is cut: to one that runs, what others hold is as good as used."""
+    reason = refusal.reason
+    if reason is Reason.RESERVED and refusal.shortfall is not None:
+        tokens = refusal.shortfall.meter == "tokens"
+        reason = Reason.TOKENS_EXCEEDED if tokens else Reason.COST_EXCEEDED
+    return problem_of(Refusal(reason, refusal.shortfall))
 
 
 def _without_secrets(data: bytes, provider: Provider | None) -> bytes:

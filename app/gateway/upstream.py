@@ -10,7 +10,7 @@ an address or a credential.
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from pyreqwest.client import Client, ClientBuilder
 from pyreqwest.exceptions import (
@@ -147,6 +147,24 @@ def address(provider: Provider, path: str, model: str) -> str:
         root = base if base.endswith("/openai") else f"{base}/openai"
         return f"{root}/deployments/{model}{path}?api-version={AZURE_API_VERSION}"
     return base + path if urlsplit(base).path else f"{base}/v1{path}"
+
+
+def session_address(provider: Provider, model: str | None) -> str:
+    """Return the address of a realtime session; without a model, of one that transcribes.
+
+    OpenAI takes a model or an intent, not both. Azure's older form names the deployment, and none
+    for a transcription.
+    """
+    base = provider.base_url.rstrip("/")
+    base = "ws" + base.removeprefix("http")
+    query = {"intent": "transcription"} if model is None else {"model": model}
+    if provider.kind == "azure" and not base.endswith("/v1"):
+        root = base if base.endswith("/openai") else f"{base}/openai"
+        if model is not None:
+            query = {"deployment": model}
+        return f"{root}/realtime?{urlencode({'api-version': AZURE_API_VERSION, **query})}"
+    root = base if urlsplit(base).path else f"{base}/v1"
+    return f"{root}/realtime?{urlencode(query)}"
 
 
 def credential_headers(provider: Provider) -> list[tuple[str, str]]:

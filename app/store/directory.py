@@ -46,6 +46,10 @@ class Directory:
         self.dsn = dsn
         self._unseal = unseal
         self.version = -1
+        self.on_change: Callable[[], None] | None = None
+        """Told after every reading that brought something new."""
+        self.on_stop: Callable[[str], None] | None = None
+        """Told the id of a call that is ordered to stop, on whichever replica it runs."""
         self.keys_by_digest: dict[bytes, Key] = {}
         self.members: dict[str, Member] = {}
         self.allocations: dict[str, Allocation] = {}
@@ -167,6 +171,8 @@ class Directory:
             ).fetchall()
         self._replace(members, allocations, keys, providers, models, prices)
         self.version = version
+        if self.on_change is not None:
+            self.on_change()
 
     def _replace(
         self,
@@ -215,15 +221,18 @@ class Directory:
                     self.dsn, autocommit=True, connect_timeout=3
                 ) as connection:
                     with hung_up_after(connection, QUERY_S):
-                        await connection.execute("LISTEN spendgate_directory")
+                        await connection.execute(
+                            "LISTEN spendgate_directory; LISTEN spendgate_stop"
+                        )
                     while True:
                         # What we were told of, or what changed while nobody told us.
                         await self.refresh()
                         # A connection that died in silence is found out here.
                         with hung_up_after(connection, QUERY_S):
                             await connection.execute("SELECT 1")
-                        async for _ in connection.notifies(timeout=LISTEN_S, stop_after=1):
-                            pass
+                        async for told in connection.notifies(timeout=LISTEN_S, stop_after=1):
+                            if told.channel == "spendgate_stop" and self.on_stop is not None:
+                                self.on_stop(told.payload)
             except (psycopg.Error, OSError) as error:
                 log.debug("directory_away", error=type(error).__name__)
                 await asyncio.sleep(0.2)

@@ -22,7 +22,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
 
@@ -109,18 +109,19 @@ UPDATE accounts a SET used_tokens = v.used_tokens, used_nano = v.used_nano,
 FROM json_to_recordset($1::json) AS v({_ACCOUNT_COLUMNS}) WHERE a.id = v.id
 """.encode()
 WRITE_HOLDS = b"""
-INSERT INTO holds (call_id, account_ids, tokens, nano, facts, deadline)
-SELECT call_id, account_ids, tokens, nano, facts, now() + $1::interval
-FROM json_to_recordset($2::json)
-    AS v(call_id uuid, account_ids uuid[], tokens bigint, nano bigint, facts jsonb)
+INSERT INTO holds (call_id, account_ids, tokens, nano, facts, checkpoint, deadline)
+SELECT call_id, account_ids, tokens, nano, facts, checkpoint, now() + $1::interval
+FROM json_to_recordset($2::json) AS v(
+    call_id uuid, account_ids uuid[], tokens bigint, nano bigint, facts jsonb, checkpoint jsonb)
 """
 WRITE_CALLS = f"""
 INSERT INTO calls ({_CALL_NAMES})
 SELECT {_CALL_NAMES} FROM json_to_recordset($1::json) AS v({_CALL_COLUMNS})
 """.encode()
 CHANGE_HOLDS = b"""
-UPDATE holds h SET tokens = v.tokens, nano = v.nano, deadline = now() + $1::interval
-FROM json_to_recordset($2::json) AS v(call_id uuid, tokens bigint, nano bigint)
+UPDATE holds h SET tokens = v.tokens, nano = v.nano, deadline = now() + $1::interval,
+    checkpoint = coalesce(v.checkpoint, h.checkpoint)
+FROM json_to_recordset($2::json) AS v(call_id uuid, tokens bigint, nano bigint, checkpoint jsonb)
 WHERE h.call_id = v.call_id
 """
 # A hold that is locked is being settled or extended: waiting for it here could lock both out.
@@ -134,6 +135,7 @@ WITH live AS (
 UPDATE holds h SET deadline = now() + $1::interval,
     checkpoint = coalesce(live.checkpoint, h.checkpoint)
 FROM live WHERE h.call_id = live.call_id
+RETURNING h.call_id, h.stopped
 """
 END_HOLDS = b"DELETE FROM holds WHERE call_id = ANY($1::uuid[])"
 WRITE_ADJUSTMENTS = b"""
@@ -261,11 +263,19 @@ class _Op:
 
 
 class _Reserve(_Op):
-    __slots__ = ("demand", "facts", "one_shot", "version")
+    __slots__ = ("checkpoint", "demand", "facts", "one_shot", "version")
 
-    def __init__(self, facts: CallFacts, demand: Demand, version: int, one_shot: bool) -> None:
+    def __init__(
+        self,
+        facts: CallFacts,
+        demand: Demand,
+        version: int,
+        one_shot: bool,
+        checkpoint: Actual | None,
+    ) -> None:
         super().__init__()
         self.facts, self.demand, self.version, self.one_shot = facts, demand, version, one_shot
+        self.checkpoint = checkpoint
 
 
 class _Settle(_Op):
@@ -287,13 +297,11 @@ class _Recover(_Op):
 
 
 class _Extend(_Op):
-    __slots__ = ("accounts", "call_id", "nano", "tokens")
+    __slots__ = ("call_id", "checkpoint", "demand")
 
-    def __init__(
-        self, call_id: str, accounts: tuple[AccountKey, ...], tokens: int, nano: int
-    ) -> None:
+    def __init__(self, call_id: str, demand: Demand, checkpoint: Actual | None) -> None:
         super().__init__()
-        self.call_id, self.accounts, self.tokens, self.nano = call_id, accounts, tokens, nano
+        self.call_id, self.demand, self.checkpoint = call_id, demand, checkpoint
 
 
 class _MissingAccounts(Exception):
@@ -319,6 +327,8 @@ class Ledger:
         self.batch_max = batch_max
         self.live: dict[str, Actual | None] = {}
         """Calls of this process that hold something, and what they used by last account."""
+        self.on_stopped: Callable[[str], None] | None = None
+        """Told of a call of this process that was ordered to stop, until it has settled."""
         self.batches = 0
         self.operations = 0
         self._queue: deque[_Op] = deque()
@@ -365,17 +375,23 @@ class Ledger:
     # Operations
 
     async def reserve(
-        self, facts: CallFacts, demand: Demand, version: int, *, one_shot: bool = False
+        self,
+        facts: CallFacts,
+        demand: Demand,
+        version: int,
+        *,
+        one_shot: bool = False,
+        checkpoint: Actual | None = None,
     ) -> Granted | Refusal | Stale:
         """Ask to hold what a call may use. Raises `LedgerUnavailable`.
 
         If the waiter is cancelled the hold, should it be won, is released by the caller's
         settlement like any other: cancel only where one follows.
         """
-        op = _Reserve(facts, demand, version, one_shot)
+        op = _Reserve(facts, demand, version, one_shot, checkpoint)
         result: Granted | Refusal | Stale = await self._submit(op)
         if isinstance(result, Granted):
-            self.live[facts.id] = None
+            self.live[facts.id] = checkpoint
         return result
 
     async def settle(
@@ -396,12 +412,15 @@ class Ledger:
         return result
 
     async def extend(
-        self, call_id: str, accounts: tuple[AccountKey, ...], tokens: int, nano: int
+        self, call_id: str, demand: Demand, *, checkpoint: Actual | None = None
     ) -> Grant | Refusal | None:
-        """Add to the hold of a call in flight. Raises `LedgerUnavailable`."""
-        result: Grant | Refusal | None = await self._submit(
-            _Extend(call_id, accounts, tokens, nano)
-        )
+        """Add to the hold of a call in flight, and note what it used so far.
+
+        Returns what it holds in all, or None if it has no hold. Raises `LedgerUnavailable`.
+        """
+        if checkpoint is not None and call_id in self.live:
+            self.live[call_id] = checkpoint
+        result: Grant | Refusal | None = await self._submit(_Extend(call_id, demand, checkpoint))
         return result
 
     async def recover(self, call_id: str, account_ids: tuple[str, ...]) -> Booking | None:
@@ -539,7 +558,7 @@ class Ledger:
                     if op.careful:
                         careful.append(op.settlement.facts.id)
                 case _Extend():
-                    self._path(op.accounts, accounts, owners)
+                    self._path(op.demand.accounts, accounts, owners)
                     looked.append(op.call_id)
                 case _Recover():
                     for account_id in op.account_ids:
@@ -629,7 +648,7 @@ class Ledger:
             elif isinstance(op, _Recover):
                 results.append((op, books.recover(op.call_id, now)))
         results.extend(
-            (op, books.extend(op.call_id, op.accounts, op.tokens, op.nano))
+            (op, books.extend(op.call_id, op.demand, op.checkpoint))
             for op in batch
             if isinstance(op, _Extend)
         )
@@ -642,7 +661,7 @@ class Ledger:
             elif op.one_shot and op.facts.key_id not in usable:
                 result = Refusal(Reason.INVALID_KEY)
             else:
-                decided = books.reserve(op.facts, op.demand)
+                decided = books.reserve(op.facts, op.demand, op.checkpoint)
                 if isinstance(decided, Grant):
                     result = Granted(decided, _standing(books, op.demand.accounts))
                     if op.one_shot:
@@ -820,19 +839,29 @@ class Ledger:
             await asyncio.sleep(period_s)
             if not self.live:
                 continue
-            rows = [
-                {"call_id": id, "checkpoint": checkpoint} for id, checkpoint in self.live.items()
-            ]
             try:
                 # An attempt that hangs leaves time for another one before the deadline.
                 async with asyncio.timeout(period_s):
                     pipe = await Pipe.open(self.dsn, options=OPTIONS)
                     try:
-                        await pipe.run([(REFRESH_HOLDS, [self._deadline, encode(rows)])])
+                        # Not earlier: an extension may have noted more meanwhile.
+                        rows = [
+                            {"call_id": id, "checkpoint": used} for id, used in self.live.items()
+                        ]
+                        [held] = await pipe.run([(REFRESH_HOLDS, [self._deadline, encode(rows)])])
                     finally:
                         await pipe.close()
             except (psycopg.Error, OSError) as error:
                 log.warning("holds_not_refreshed", error=type(error).__name__)
+                continue
+            # Whoever was to be told of it at once may not have been.
+            for row in range(held.ntuples):
+                if _text(held, row, 1) == "t" and self.on_stopped is not None:
+                    try:
+                        self.on_stopped(_text(held, row))
+                    except Exception:
+                        # Whatever becomes of it, the other calls live on.
+                        log.exception("order_to_stop_failed")
 
 
 def _array(ids: Iterable[str]) -> bytes:
@@ -879,6 +908,7 @@ def _hold_row(hold: Hold) -> dict[str, object]:
         "tokens": hold.tokens,
         "nano": hold.nano,
         "facts": hold.facts,
+        "checkpoint": hold.checkpoint,
     }
 
 

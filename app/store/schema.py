@@ -153,6 +153,17 @@ accounts: Final = Table(
     Column("overrun_nano", BigInteger),
 )
 
+holds: Final = Table(
+    "holds",
+    metadata,
+    Column("call_id", _id, primary_key=True),
+    Column("tokens", BigInteger),
+    Column("nano", BigInteger),
+    Column("facts", JSONB),
+    Column("checkpoint", JSONB),
+    Column("stopped", Boolean),
+)
+
 calls: Final = Table(
     "calls",
     metadata,

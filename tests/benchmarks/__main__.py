@@ -1,8 +1,9 @@
 """The gateway beside a bare pass-through and nginx, in interleaved rounds of one run.
 
-    python -m tests.benchmarks                         the whole comparison, about four minutes
+    python -m tests.benchmarks                         the whole comparison, about six minutes
     python -m tests.benchmarks --quick                 one short round of everything
     python -m tests.benchmarks --only passthrough,nginx
+    python -m tests.benchmarks --only realtime         realtime sessions beside a bare relay
     python -m tests.benchmarks --history 5000000       also with five million past calls
 
 All servers run for the whole time and are measured one after the other, every round in the
@@ -33,7 +34,7 @@ from typing import Final
 
 import msgspec
 
-from . import load, machine, nginx, upstream
+from . import load, machine, nginx, realtime, upstream
 from .machine import ROOT, Busy, Cores, Process, free_port, python
 
 CASES: Final = (
@@ -43,6 +44,7 @@ CASES: Final = (
     "gateway-200",
     "history-one",
     "history-200",
+    "realtime",
 )
 BASELINE: Final = "passthrough"
 GOAL: Final = 0.5
@@ -64,6 +66,7 @@ class Options(msgspec.Struct, frozen=True):
     window_s: float
     history: int
     json: Path | None
+    realtime: realtime.Options
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -300,12 +303,34 @@ def start_plain(
     return process.wait_until(lambda: machine.accepts(port))
 
 
-def run(options: Options, directory: Path, stack: contextlib.ExitStack) -> int:
-    """Start what the cases need, measure, report, check the books."""
+def run(options: Options, directory: Path) -> int:
+    """Measure every case, report what went wrong."""
     at = machine.cores()
     machine.pin_self(at)
     say(description(options, at))
+    samples: list[Sample] = []
+    problems: list[str] = []
+    sessions: realtime.Report | None = None
+    if options.cases != ("realtime",):
+        with contextlib.ExitStack() as stack:
+            samples, problems = run_calls(options, directory, stack, at)
+    if "realtime" in options.cases:
+        with contextlib.ExitStack() as stack:
+            folder = directory / "realtime"
+            sessions = realtime.run(options.realtime, folder, stack, at, say)
+        problems += sessions.problems
+    for problem in problems:
+        say(f"FAILED {problem}")
+    if options.json is not None:
+        written = {"calls": samples, "realtime": sessions}
+        options.json.write_text(json.dumps(msgspec.to_builtins(written), indent=1) + "\n")
+    return 1 if problems else 0
 
+
+def run_calls(
+    options: Options, directory: Path, stack: contextlib.ExitStack, at: Cores | None
+) -> tuple[list[Sample], list[str]]:
+    """Start what the cases of calls need, measure, report, check the books."""
     upstream_port = free_port()
     provider = Process(
         "provider",
@@ -378,11 +403,7 @@ def run(options: Options, directory: Path, stack: contextlib.ExitStack) -> int:
             problems.append(f"{name}: the books do not match: {error}")
         else:
             say(f"{name}: the books match: {printed.splitlines()[-1] if printed else 'reconciled'}")
-    for problem in problems:
-        say(f"FAILED {problem}")
-    if options.json is not None:
-        options.json.write_text(json.dumps(msgspec.to_builtins(samples), indent=1) + "\n")
-    return 1 if problems else 0
+    return samples, problems
 
 
 def description(options: Options, at: Cores | None) -> str:
@@ -392,10 +413,14 @@ def description(options: Options, at: Cores | None) -> str:
         if at is None
         else f"the server on core {at.server}; load, provider and PostgreSQL on core {at.others}"
     )
-    return (
+    system = (
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}; {pinned}\n"
-        f"{options.rounds} rounds of {options.window_s:g} s after {options.warmup_s:g} s of "
+        f"Python {platform.python_version()}; {pinned}"
+    )
+    if options.cases == ("realtime",):
+        return system
+    return (
+        f"{system}\n{options.rounds} rounds of {options.window_s:g} s after {options.warmup_s:g} s of "
         f"warm-up, request body {len(load.BODY)} B, answer {len(upstream.ANSWER)} B"
     )
 
@@ -446,6 +471,7 @@ def parse(arguments: list[str]) -> Options:
         window_s=given.window or (1.5 if given.quick else 4.0),
         history=given.history,
         json=given.json.absolute() if given.json else None,
+        realtime=realtime.QUICK if given.quick else realtime.Options(),
     )
 
 
@@ -467,12 +493,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def main() -> int:
     options = parse(sys.argv[1:])
     signal.signal(signal.SIGTERM, _interrupt)
-    with (
-        tempfile.TemporaryDirectory(prefix="spendgate-bench-") as folder,
-        contextlib.ExitStack() as stack,
-    ):
+    with tempfile.TemporaryDirectory(prefix="spendgate-bench-") as folder:
         try:
-            return run(options, Path(folder), stack)
+            return run(options, Path(folder))
         except KeyboardInterrupt:
             say("interrupted")
             return 130

@@ -2,7 +2,8 @@
 
 A `Product` is one `spendgate serve` on a core of its own with its own embedded PostgreSQL on the
 core of the others: one provider, one model with a price, and 200 members with an allocation and a
-key each. Both caps of every allocation are on, and too high to be reached.
+key each; for realtime sessions one member, and a price by the second. Both caps of every
+allocation are on, and too high to be reached.
 
 `preload_history` is the one place that writes to the tables directly: five million calls through
 the front door would take longer than anything that is measured with them. It books them in the
@@ -32,9 +33,11 @@ from .machine import ROOT, Cores, Process, free_port, python
 
 ALLOCATIONS: Final = 200
 MODEL: Final = "benchmark-model"
+REALTIME_MODEL: Final = "benchmark-transcribe"
 QUOTA_TOKENS: Final = 10**12
 QUOTA_COST_USD: Final = "1000000"
 USD_PER_MILLION: Final = {"input_token": "0.15", "output_token": "0.60"}
+USD_PER_MINUTE: Final = "0.006"
 
 HISTORY_DAYS: Final = 150
 HISTORY_ZONE: Final = ZoneInfo("UTC")
@@ -80,21 +83,36 @@ class Product:
 
     def start(self, upstream_port: int, history: int, say: Callable[[str], None]) -> None:
         """Start the database and the server, set everything up, load the history."""
+        self.keys = set_up(self._launch(), upstream_port)
+        if history:
+            preload_history(self.dsn, history, say)
+            self.preloaded = history
+
+    def start_realtime(self, upstream_port: int) -> None:
+        """Start the database and the server, set up what realtime sessions need."""
+        self.keys = [set_up_realtime(self._launch(), upstream_port)]
+
+    def restart_sampled(self, to: Path) -> None:
+        """Start the server anew, so that signals make it sample itself (`sampled.py`)."""
+        self.process.stop()
+        self._serve("-m", "tests.benchmarks.sampled", str(to), "app.cli", "serve")
+
+    def _launch(self) -> "ControlApi":
         self.dsn = self._postgres.start()
         self.command("migrate")
+        self._serve("-m", "app.cli", "serve")
+        token = self.command("create-admin-token", "--name", "bench").strip()
+        return ControlApi(self.port, token)
+
+    def _serve(self, *arguments: str) -> None:
         self._process = Process(
             "spendgate serve",
-            python("-m", "app.cli", "serve"),
+            python(*arguments),
             log=self._directory / "serve.log",
             core=None if self._at is None else self._at.server,
             env=self._env,
         )
         self._process.wait_until(self._is_ready)
-        token = self.command("create-admin-token", "--name", "bench").strip()
-        self.keys = set_up(ControlApi(self.port, token), upstream_port)
-        if history:
-            preload_history(self.dsn, history, say)
-            self.preloaded = history
 
     def stop(self) -> None:
         """Stop the server, then its database."""
@@ -183,10 +201,25 @@ def set_up(api: ControlApi, upstream_port: int) -> list[str]:
     )
     rates = [{"unit": unit, "usd": usd, "per": 1_000_000} for unit, usd in USD_PER_MILLION.items()]
     api.create("prices", model=MODEL, rates=rates)
-    return [_member_key(api, number) for number in range(ALLOCATIONS)]
+    return [_member_key(api, number, MODEL) for number in range(ALLOCATIONS)]
 
 
-def _member_key(api: ControlApi, number: int) -> str:
+def set_up_realtime(api: ControlApi, upstream_port: int) -> str:
+    """Create what realtime sessions need, and return the key that all of them carry."""
+    provider = api.create(
+        "providers",
+        name="benchmark",
+        kind="compatible",
+        base_url=f"http://127.0.0.1:{upstream_port}/v1",
+        api_key="sk-benchmark",
+    )
+    api.create("models", slug=REALTIME_MODEL, provider_id=provider["id"], endpoints=["realtime"])
+    rate = {"unit": "second", "usd": USD_PER_MINUTE, "per": 60}
+    api.create("prices", model=REALTIME_MODEL, rates=[rate])
+    return _member_key(api, 0, REALTIME_MODEL)
+
+
+def _member_key(api: ControlApi, number: int, model: str) -> str:
     """One member with one allocation, both caps on, and the key that opens it."""
     member = api.create(
         "members",
@@ -198,7 +231,7 @@ def _member_key(api: ControlApi, number: int) -> str:
         "allocations",
         member_id=member["id"],
         name=f"benchmark {number:03}",
-        models=[MODEL],
+        models=[model],
         quota_tokens_per_month=QUOTA_TOKENS,
         quota_cost_usd_per_month=QUOTA_COST_USD,
     )

@@ -7,6 +7,7 @@ and the report says so. Only processes started here are ever stopped.
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -21,6 +22,8 @@ import psutil
 ROOT: Final = Path(__file__).resolve().parents[2]
 READY_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 30.0
+FILES: Final = 20_000
+"""Enough for a thousand sessions, with a socket to either side."""
 
 
 class Cores(NamedTuple):
@@ -42,6 +45,14 @@ def pin_self(to: Cores | None) -> None:
     """Move this process, and what it will start unpinned, to the core of the others."""
     if to is not None:
         os.sched_setaffinity(0, {to.others})
+
+
+def allow_files() -> None:
+    """Let this process, and what it will start, open as many files as the system allows it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def free_port() -> int:
@@ -116,6 +127,19 @@ class Process:
                 times = one.cpu_times()
                 total += times.user + times.system
         return total
+
+    def rss_bytes(self) -> int:
+        """The resident memory of the process and its children."""
+        process = psutil.Process(self._popen.pid)
+        total = 0
+        for one in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += one.memory_info().rss
+        return total
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        self._popen.send_signal(number)
 
     def stop(self) -> None:
         """End it politely, then firmly; its children end with it."""

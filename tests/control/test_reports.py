@@ -13,6 +13,7 @@ import pytest
 
 from app.control.reports import cell
 from app.core.access import Key
+from app.ids import uuid7
 from app.store.usage import call_document, key_document
 
 MONTH = datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
@@ -364,3 +365,102 @@ async def test_the_audit_log_is_found_by_what_happened(plane: Any) -> None:
     assert len(await found(f"from={MONTH.date().isoformat()}")) == 6
     [(actor_id,)] = plane.sql("SELECT id::text FROM admin_tokens")
     assert len(await found(f"actor_id={actor_id}")) == 6
+
+
+def hold(plane: Any, tenant: Any, *, endpoint: str = "realtime", **more: Any) -> str:
+    """Hold something for a call in flight, as the ledger would."""
+    at: datetime = more.pop("at", None) or datetime.now(UTC)
+    id = uuid7(at)
+    facts = {
+        "id": id,
+        "request_id": "req_test",
+        "allocation_id": tenant.allocation["id"],
+        "key_id": tenant.key["id"],
+        "member_id": tenant.member["id"],
+        "model": tenant.allocation["models"][0],
+        "endpoint": endpoint,
+        "price_id": None,
+        "started_at": at,
+        "account_ids": [],
+    }
+    row = {"tokens": 50, "nano": 100_000_000, "checkpoint": None} | more
+    plane.sql(
+        "INSERT INTO holds (call_id, account_ids, facts, deadline, tokens, nano, checkpoint)"
+        " VALUES (%s, '{}', %s, now() + interval '1 minute', %s, %s, %s)",
+        id,
+        msgspec.json.encode(facts).decode(),
+        *row.values(),
+    )
+    return str(id)
+
+
+async def test_a_running_session_is_shown_as_the_contract_says(plane: Any) -> None:
+    tenant = await plane.tenant("m1", name="Team A")
+    at = datetime.now(UTC) - timedelta(seconds=90)
+    checkpoint = '{"usage": {"second": 82.125, "input_token": 3}, "tokens": 3, "nano": 1234567}'
+    id = hold(plane, tenant, at=at, checkpoint=checkpoint)
+    hold(plane, tenant, endpoint="chat/completions")
+    [shown] = (await plane.ok("GET", "/admin/realtime-sessions"))["items"]
+    assert 90 <= shown.pop("duration_s") < 100
+    assert shown == {
+        "id": id,
+        "request_id": "req_test",
+        "allocation_id": tenant.allocation["id"],
+        "allocation_name": "Team A",
+        "key_id": tenant.key["id"],
+        "member_id": tenant.member["id"],
+        "member_email": tenant.member["email"],
+        "model": "m1",
+        "started_at": at.isoformat().replace("+00:00", "Z"),
+        "usage": {"second": 82.125, "input_token": 3},
+        "tokens": 3,
+        "cost_usd": "0.001234567",
+        "tokens_held": 50,
+        "cost_held": "0.10",
+        "stopping": False,
+    }
+
+
+async def test_running_sessions_are_paged_filtered_and_each_members_own(plane: Any) -> None:
+    tenants = [await plane.tenant("m1"), await plane.tenant("m1", "m2")]
+    began = datetime.now(UTC) - timedelta(hours=1)
+    unpriced = '{"usage": {"second": 9}, "tokens": 0, "nano": null}'
+    ids = [
+        hold(plane, tenants[n % 2], at=began + timedelta(seconds=n), nano=None, checkpoint=unpriced)
+        for n in range(5)
+    ]
+    assert [one["id"] for one in await walk(plane, "/admin/realtime-sessions", 2)] == ids
+    for field, value in (
+        ("member_id", tenants[1].member["id"]),
+        ("key_id", tenants[1].key["id"]),
+        ("allocation_id", tenants[1].allocation["id"]),
+    ):
+        found = await walk(plane, f"/admin/realtime-sessions?{field}={value}", 50)
+        assert [one["id"] for one in found] == ids[1::2]
+        assert [one["cost_usd"] for one in found] == [None, None]
+    assert await walk(plane, "/admin/realtime-sessions?model=m2", 50) == []
+    answer = await plane.call("GET", "/admin/realtime-sessions?member_id=me")
+    assert answer.status_code == 422
+    # Whatever is asked for.
+    mine = "/me/realtime-sessions"
+    for query in ("", f"?allocation_id={tenants[0].allocation['id']}"):
+        page = await plane.ok("GET", mine + query, bearer=tenants[0].secret)
+        assert [one["id"] for one in page["items"]] == ids[::2]
+    other = f"{mine}?allocation_id={tenants[1].allocation['id']}"
+    assert (await plane.ok("GET", other, bearer=tenants[0].secret))["items"] == []
+
+
+async def test_a_session_is_told_to_stop_by_admins_alone_and_that_is_in_the_log(plane: Any) -> None:
+    tenant = await plane.tenant("m1")
+    id, call = hold(plane, tenant), hold(plane, tenant, endpoint="chat/completions")
+    for area in ("me", "admin"):
+        path = f"/{area}/realtime-sessions/{id}"
+        assert (await plane.call("DELETE", path, bearer=tenant.secret)).status_code in (401, 403)
+    for nothing, status in ((call, 404), (uuid7(), 404), ("x", 404)):
+        answer = await plane.call("DELETE", f"/admin/realtime-sessions/{nothing}")
+        assert answer.status_code == status
+    assert await plane.events(id) == []
+    assert (await plane.call("DELETE", f"/admin/realtime-sessions/{id}")).status_code == 204
+    [shown] = (await plane.ok("GET", "/admin/realtime-sessions"))["items"]
+    assert shown["stopping"] is True
+    assert [event["event"] for event in await plane.events(id)] == ["realtime_session_killed"]

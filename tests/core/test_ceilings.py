@@ -27,6 +27,8 @@ from app.core.ceilings import (
     embeddings_ceiling,
     estimate_chat,
     ocr_ceiling,
+    output_tokens,
+    sliced,
     speech_ceiling,
     transcription_ceiling,
 )
@@ -514,3 +516,35 @@ def test_ranges_count_each_page_once(ranges: list[tuple[int, int]]) -> None:
 def test_defaults_are_those_documented() -> None:
     assert (FACTS.bytes_per_token, FACTS.image_tokens_max) == (2, 3000)
     assert ceilings.OPEN_TOKENS_ALL_BELOW == 1024
+
+
+# Streams whose output is left open.
+
+
+SLICES = [
+    row("a slice of it", OpenQuantity("output_token", 9000, 1024, 2), 2048),
+    row("no more than the model has", OpenQuantity("output_token", 500, 1024), 500),
+    row("speech cannot be watched", OpenQuantity("output_audio_token", 9000, 1024), 9000),
+    row("nor pages", OpenQuantity("page", 9000, 10), 9000),
+]
+
+
+@pytest.mark.parametrize(("opened", "most"), SLICES)
+def test_an_open_stream_is_held_slice_by_slice(opened: OpenQuantity, most: int) -> None:
+    ceiling = Ceiling(({"input_token": 7},), opened)
+    expected = OpenQuantity(opened.unit, most, opened.all_below, opened.times)
+    assert sliced(ceiling) == Ceiling(({"input_token": 7},), expected)
+
+
+def test_a_stream_with_a_maximum_is_held_for_whole() -> None:
+    ceiling = Ceiling(({"output_token": 9000},))
+    assert sliced(ceiling) is ceiling
+
+
+@pytest.mark.parametrize(
+    ("size", "deltas", "tokens"), [(0, 0, 0), (10, 3, 5), (11, 3, 6), (10, 8, 8)]
+)
+def test_a_text_is_as_many_tokens_as_its_bytes_allow_or_as_it_came_in_pieces(
+    size: int, deltas: int, tokens: int
+) -> None:
+    assert output_tokens(size, deltas, FACTS) == tokens

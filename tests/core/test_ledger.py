@@ -15,7 +15,9 @@ must come of it (no arrow: nothing is checked; of the `name=value` only those gi
         … last_call                 … under that policy (else `strict`)
         … path=key,allocation,pool  … is charged to those (else to the allocation alone);
                                     `key:lifetime` is the key's account of another window
-    extend a tokens=5 usd=0.10      call `a` asks for more
+        … realtime                  … is a session
+        … so_far=0/0                … and reports as it goes: it has used that so far
+    extend a tokens=5 usd=0.10      call `a` asks for more, in the words of `reserve`
     settle a tokens=5 usd=0.40      it ended, having used that; a word more is its outcome
     void a                          it ended, having used nothing
     checkpoint a tokens=5 usd=0.10  it has used that so far
@@ -23,7 +25,8 @@ must come of it (no arrow: nothing is checked; of the `name=value` only those gi
     recover a                       the reaper comes by
     books pool used=5/0.40 held=0/0 the account of an owner now: tokens / USD; also `overrun`,
                                     `unpriced=` calls
-    call a used=5/0.40 over=0/0     the booked call, and by how much it outran its hold
+    call a used=5/0.40 over=0/0     the booked call, and by how much it outran its hold; also
+                                    `closed=`, why a session ended
     adjusted a by=-2/-0.10          the one adjustment of a call
 """
 
@@ -35,6 +38,7 @@ from fractions import Fraction
 from typing import Any, get_args
 from zoneinfo import ZoneInfo
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -324,7 +328,7 @@ SCENARIOS = {
         limit   allocation tokens 10
         reserve a tokens=11 usd=?             -> quota_exceeded
         reserve b tokens=10 usd=?             -> held
-        extend  b tokens=1 usd=5              -> quota_reserved needed=1
+        extend  b tokens=1 usd=?              -> quota_reserved needed=1
     """,
     "a call that turned out unpriced costs nothing and is counted": """
         reserve a tokens=5 usd=1              -> held
@@ -362,16 +366,90 @@ SCENARIOS = {
     "an unpriced call extends its tokens only": """
         limit   allocation usd 1
         reserve a tokens=1 usd=?              -> held
-        extend  a tokens=3 usd=5              -> held tokens=4 usd=0.00 unlimited
+        extend  a tokens=3 usd=?              -> held tokens=4 usd=0.00 unlimited
         books   allocation held=4/0
+    """,
+    "what an unpriced call's extension is said to cost is not held": """
+        reserve a tokens=1 usd=?              -> held
+        extend  a tokens=3 usd=5              -> held tokens=4 usd=0.00
+        books   allocation held=4/0
+        settle  a tokens=4 usd=?              -> booked
+        books   allocation used=4/0 held=0/0 unpriced=1
+    """,
+    "an extension that costs nothing known adds nothing to a hold that has a price": """
+        limit   allocation usd 1
+        reserve a tokens=1 usd=1              -> held
+        extend  a tokens=3 usd=?              -> held tokens=4 usd=1.00 unlimited
+        books   allocation held=4/1.00
     """,
     "a token cap has no say in extending what has no tokens": """
         limit   allocation tokens 0
         limit   allocation usd 1
         reserve a no_tokens usd=0.10          -> held
-        extend  a tokens=0 usd=0.10           -> held usd=0.20
-        extend  a tokens=0 usd=1              -> quota_reserved
+        extend  a no_tokens usd=0.10          -> held usd=0.20
+        extend  a no_tokens usd=1             -> quota_reserved
         extend  a tokens=1 usd=0              -> quota_exceeded
+    """,
+    "an extension by nothing is refused under a cap that was set to 0, or below what is held": """
+        reserve a tokens=10 usd=0.80          -> held
+        limit   allocation usd 1
+        extend  a tokens=0 usd=0              -> held tokens=10 usd=0.80 limited
+        limit   allocation usd 0.50
+        extend  a tokens=0 usd=0              -> quota_reserved amount=0.50 held=0.80 needed=0.00
+        limit   allocation usd 0
+        extend  a tokens=0 usd=0              -> cost_quota_exceeded amount=0.00 needed=0.00
+        limit   allocation usd none
+        limit   allocation tokens 9
+        extend  a tokens=0 usd=0              -> quota_reserved amount=9 held=10 needed=0
+        limit   allocation tokens 0
+        extend  a tokens=0 usd=0              -> quota_exceeded amount=0
+        extend  a no_tokens usd=0             -> held tokens=10 usd=0.80 unlimited
+    """,
+    "… and under one that was set below what is used": """
+        limit   allocation usd 1
+        reserve a tokens=1 usd=0.60           -> held
+        settle  a tokens=1 usd=0.60           -> booked
+        reserve b tokens=1 usd=0.10           -> held
+        extend  b tokens=0 usd=0              -> held
+        limit   allocation usd 0.50
+        extend  b tokens=0 usd=0              -> cost_quota_exceeded used=0.60 needed=0.00
+    """,
+    "an extension by an open quantity gets half of what is left": """
+        limit   allocation tokens 10100
+        reserve a tokens=100 usd=0                      -> held
+        extend  a tokens=0 usd=0 open=16384 each=1/0    -> held granted=5000 tokens=5100 limited
+        extend  a tokens=500 usd=0 open=16384 each=1/0  -> held granted=2250 tokens=7850
+        books   allocation held=7850/0
+    """,
+    "… or all of a small rest, and then nothing": """
+        limit   allocation usd 1
+        reserve a no_tokens usd=0.85                              -> held
+        extend  a no_tokens usd=0 open=100 each=0/0.01 below=8    -> held granted=15 usd=1.00
+        extend  a no_tokens usd=0 open=100 each=0/0.01 below=8    -> quota_reserved held=1.00 needed=0.01
+        extend  a no_tokens usd=0                                 -> held usd=1.00
+        settle  a tokens=0 usd=1                                  -> booked
+        reserve b no_tokens usd=0                                 -> held
+        extend  b no_tokens usd=0 open=100 each=0/0.01 below=8    -> cost_quota_exceeded used=1.00
+    """,
+    "… or the most there is to ask for": """
+        limit   allocation tokens 10000
+        reserve a tokens=10 usd=0                       -> held
+        extend  a tokens=10 usd=0 open=300 each=2/0.001 -> held granted=300 tokens=620 usd=0.30
+        limit   allocation tokens none
+        extend  a tokens=0 usd=0 open=300 each=0/0.001  -> held granted=300 tokens=620 usd=0.60 unlimited
+    """,
+    "the tightest owner decides how much more is granted": """
+        limit   allocation tokens 100000
+        limit   pool usd 1
+        reserve a tokens=0 usd=0.20 path=allocation,pool       -> held
+        extend  a tokens=0 usd=0 open=9000 each=1/0.0001       -> held granted=4000 tokens=4000 usd=0.60
+        books   pool held=4000/0.60
+    """,
+    "last_call extends by what is left, and by nothing once nothing is": """
+        limit   allocation tokens 100
+        reserve a tokens=60 usd=0 last_call                    -> held
+        extend  a tokens=0 usd=0 open=80 each=1/0 last_call    -> held granted=80 tokens=100
+        extend  a tokens=1 usd=0 last_call                     -> quota_reserved needed=1
     """,
     "only the limits of the call's own windows bind its extension": """
         limit   key tokens 10 hour
@@ -441,6 +519,66 @@ SCENARIOS = {
         expire  a
         recover a                             -> booked
         call    a used=6/0.60 recovered estimated
+    """,
+    "a call that reports as it goes is booked at what it said when it was admitted": """
+        reserve a tokens=10 usd=1 so_far=0/0  -> held
+        expire  a
+        recover a                             -> booked
+        call    a used=0/0 over=0/0 recovered estimated
+        books   allocation used=0/0 held=0/0
+    """,
+    "… or at what it said when it was extended": """
+        reserve a tokens=10 usd=1 so_far=0/0  -> held
+        extend  a tokens=10 usd=1 so_far=9/0.80 -> held tokens=20 usd=2.00
+        extend  a tokens=10 usd=1             -> held tokens=30 usd=3.00
+        books   allocation used=0/0 held=30/3.00
+        expire  a
+        recover a                             -> booked
+        call    a used=9/0.80 over=0/0 recovered estimated
+        books   allocation used=9/0.80 held=0/0
+    """,
+    "… also when that was refused": """
+        limit   allocation usd 1
+        reserve a tokens=10 usd=1 so_far=0/0  -> held
+        extend  a tokens=10 usd=1 so_far=7/0.70 -> quota_reserved
+        books   allocation used=0/0 held=10/1.00
+        extend  a tokens=10 usd=1             -> quota_reserved
+        expire  a
+        recover a                             -> booked
+        call    a used=7/0.70 over=0/0 recovered estimated
+        books   allocation used=7/0.70 held=0/0
+    """,
+    "a call that used more than it holds is recovered at that, the excess as overrun": """
+        limit   allocation usd 1
+        reserve a tokens=10 usd=1             -> held
+        extend  a tokens=5 usd=0.50 so_far=12/1.30 -> quota_reserved
+        expire  a
+        recover a                             -> booked
+        call    a used=12/1.30 over=2/0.30 recovered
+        books   allocation used=12/1.30 held=0/0 overrun=2/0.30
+    """,
+    "who asks to be extended is alive, whatever the answer": """
+        limit   allocation usd 1
+        reserve a tokens=10 usd=1             -> held
+        expire  a
+        extend  a tokens=1 usd=1              -> quota_reserved
+        recover a                             -> nothing
+        expire  a
+        extend  a tokens=1 usd=0              -> held
+        recover a                             -> nothing
+    """,
+    "a session whose process died is closed as recovered; no other call is closed": """
+        reserve a tokens=10 usd=1 realtime    -> held
+        reserve b tokens=10 usd=1             -> held
+        expire  a
+        expire  b
+        recover a                             -> booked
+        recover b                             -> booked
+        call    a used=10/1.00 closed=recovered recovered estimated
+        call    b used=10/1.00 closed=- recovered estimated
+        reserve c tokens=10 usd=1 realtime    -> held
+        settle  c tokens=1 usd=1              -> booked
+        call    c closed=- success
     """,
     "an unpriced call is recovered unpriced": """
         reserve a tokens=10 usd=?             -> held
@@ -554,17 +692,49 @@ class Scenario:
     def _key(self, owner: Any, window: Any) -> AccountKey:
         return account_key(owner, f"the-{owner}", window, self.calendar.period(window, self.now))
 
-    def admitted(self, call: str, path: str = "allocation") -> tuple[AccountKey, ...]:
+    def admitted(
+        self, call: str, path: str = "allocation", endpoint: str = "chat"
+    ) -> tuple[AccountKey, ...]:
         # A call that was refused may come again, as a new one.
         if call not in self.store.holds and call not in self.store.calls:
             keys = tuple(self.key(text) for text in path.split(","))
             ids = tuple(key.id for key in keys)
             self.facts[call] = CallFacts(
-                call, "r", "a", "k", "m", "model", "chat", "p", self.now, ids
+                call, "r", "a", "k", "m", "model", endpoint, "p", self.now, ids
             )
             self.paths[call] = keys
         self.store.open(self.paths[call])
         return self.paths[call]
+
+    @staticmethod
+    def demand(
+        path: tuple[AccountKey, ...], flags: list[str], values: dict[str, str]
+    ) -> tuple[Demand, Actual | None]:
+        """What a call asks for, and what it says of itself."""
+        open_ = None
+        if "open" in values:
+            tokens_each, usd_each = values["each"].split("/")
+            open_ = OpenDemand(
+                int(values["open"]),
+                int(values.get("below", "1024")),
+                int(values.get("times", "1")),
+                int(tokens_each),
+                usd_to_nano(usd_each),
+            )
+        checkpoint = None
+        if "so_far" in values:
+            checkpoint = actual_of(
+                dict(zip(("tokens", "usd"), values["so_far"].split("/"), strict=True))
+            )
+        return Demand(
+            path,
+            int(values.get("tokens", "0")),
+            "no_tokens" not in flags,
+            nano_of(values["usd"]),
+            1,
+            open_,
+            "last_call" if "last_call" in flags else "strict",
+        ), checkpoint
 
     # Verbs
 
@@ -581,34 +751,18 @@ class Scenario:
 
     def reserve(self, words: list[str], values: dict[str, str]) -> dict[str, str]:
         call, *flags = words
-        path = self.admitted(call, values.get("path", "allocation"))
-        open_ = None
-        if "open" in values:
-            tokens_each, usd_each = values["each"].split("/")
-            open_ = OpenDemand(
-                int(values["open"]),
-                int(values.get("below", "1024")),
-                int(values.get("times", "1")),
-                int(tokens_each),
-                usd_to_nano(usd_each),
-            )
-        demand = Demand(
-            path,
-            int(values.get("tokens", "0")),
-            "no_tokens" not in flags,
-            nano_of(values["usd"]),
-            1,
-            open_,
-            "last_call" if "last_call" in flags else "strict",
-        )
+        endpoint = "realtime" if "realtime" in flags else "chat"
+        path = self.admitted(call, values.get("path", "allocation"), endpoint)
+        asked = self.demand(path, flags, values)
         with self.store.transaction((key.id for key in path), [call]) as books:
-            return self.shown(books.reserve(self.facts[call], demand))
+            return self.shown(books.reserve(self.facts[call], *asked))
 
     def extend(self, words: list[str], values: dict[str, str]) -> dict[str, str]:
-        path = self.admitted(words[0])
-        with self.store.transaction((key.id for key in path), words) as books:
-            nano = usd_to_nano(values["usd"])
-            return self.shown(books.extend(words[0], path, int(values["tokens"]), nano))
+        call, *flags = words
+        path = self.admitted(call)
+        asked = self.demand(path, flags, values)
+        with self.store.transaction((key.id for key in path), [call]) as books:
+            return self.shown(books.extend(call, *asked))
 
     def settle(self, words: list[str], values: dict[str, str]) -> dict[str, str]:
         call, *outcome = words
@@ -653,6 +807,7 @@ class Scenario:
         found = {
             "used": pair(actual.tokens, actual.nano),
             "over": pair(row.overrun_tokens, row.overrun_nano),
+            "closed": settlement.close_reason or "-",
         }
         found[settlement.outcome] = ""
         if settlement.estimated:
@@ -733,6 +888,8 @@ def batch(accounts: list[Account], limits: list[Limit], *holds: Hold) -> Books:
 
 KEY = account_key("allocation", "a", "month", Period(datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)))  # fmt: skip
 
+FAR = Actual({"output_token": 4}, 4, 6)
+
 
 def facts_of(call: str) -> CallFacts:
     return CallFacts(call, "r", "a", "k", "m", "model", "chat", "p", KEY.start, (KEY.id,))
@@ -753,8 +910,9 @@ def test_a_call_that_begins_and_ends_in_one_batch_leaves_no_hold_to_write() -> N
     books = batch([Account(KEY.id)], [])
     demand = Demand((KEY,), 5, True, 7, 1, None)
     assert isinstance(books.reserve(facts_of("a"), demand), Grant)
-    assert isinstance(books.extend("a", (KEY,), 1, 1), Grant)
-    assert books.new_holds["a"].tokens == 6
+    assert books.extend("a", Demand((KEY,), 1, True, 1, 1, None), FAR) == Grant(6, 8, None, False)
+    assert books.new_holds == {"a": Hold("a", (KEY.id,), 6, 8, facts_of("a"), FAR)}
+    assert books.changed_holds == {}
     books.settle(Settlement(facts_of("a"), "success", 200, Actual({}, 6, 8), KEY.start))
     assert (books.new_holds, books.changed_holds, books.ended_holds) == ({}, {}, set())
     assert books.accounts[KEY.id] == Account(KEY.id, used_tokens=6, used_nano=8)
@@ -763,10 +921,24 @@ def test_a_call_that_begins_and_ends_in_one_batch_leaves_no_hold_to_write() -> N
 def test_a_hold_that_is_extended_and_ended_in_one_batch_is_only_ended() -> None:
     hold = Hold("a", (KEY.id,), 5, 7, facts_of("a"))
     books = batch([Account(KEY.id, held_tokens=5, held_nano=7)], [], hold)
-    assert isinstance(books.extend("a", (KEY,), 1, 1), Grant)
+    assert isinstance(books.extend("a", Demand((KEY,), 1, True, 1, 1, None)), Grant)
     assert set(books.changed_holds) == {"a"}
     books.settle(Settlement(facts_of("a"), "success", 200, Actual({}, 6, 8), KEY.start))
     assert (books.new_holds, books.changed_holds, books.ended_holds) == ({}, {}, {"a"})
+
+
+def test_a_refused_extension_writes_what_the_call_used_so_far_and_nothing_else() -> None:
+    hold = Hold("a", (KEY.id,), 5, 7, facts_of("a"), NOTHING)
+    account = Account(KEY.id, held_tokens=5, held_nano=7)
+    books = batch([account], [Limit("a", "tokens", "month", 5)], hold)
+    more = Demand((KEY,), 1, True, 1, 1, None)
+    assert isinstance(books.extend("a", more, FAR), Refusal)
+    assert books.changed_holds == {"a": msgspec.structs.replace(hold, checkpoint=FAR)}
+    # What says nothing new of it leaves it as it is.
+    assert isinstance(books.extend("a", more), Refusal)
+    assert books.changed_holds["a"].checkpoint == FAR
+    assert (books.new_holds, books.touched) == ({}, set())
+    assert account == Account(KEY.id, held_tokens=5, held_nano=7)
 
 
 # ------------------------------------------------------------------------------------ the grant
@@ -811,6 +983,9 @@ def test_an_open_answer_is_granted_the_most_that_the_half_rule_allows(
     limits = [Limit("a", meter, "month", n) for meter, n in amounts.items() if n is not None]
     books = batch([Account(KEY.id, used, used, held, held)], limits)
     result = books.reserve(facts_of("c"), demand)
+    # What a call in flight asks for beyond its hold is granted by the same rule.
+    more = batch([Account(KEY.id, used, used, held, held)], limits, Hold("d", (KEY.id,), 3, 4))
+    extended = more.extend("d", demand)
 
     def fits(granted: int) -> bool:
         needs: dict[Meter, int] = {
@@ -823,6 +998,7 @@ def test_an_open_answer_is_granted_the_most_that_the_half_rule_allows(
 
     if not fits(1):
         assert isinstance(result, Refusal)
+        assert extended == result
         return
     assert isinstance(result, Grant)
     # So much room that more of it makes no difference.
@@ -831,6 +1007,7 @@ def test_an_open_answer_is_granted_the_most_that_the_half_rule_allows(
     expected = min(most, room // 2 if room // 2 >= below else room)
     assert result.granted == expected
     assert (result.tokens, result.nano) == (demand.tokens_at(expected), demand.nano_at(expected))
+    assert extended == Grant(result.tokens + 3, result.nano + 4, expected, result.limited)
 
 
 # ----------------------------------------------------------------------------- names and states

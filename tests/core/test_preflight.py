@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from app.core.ceilings import Ceiling, OpenQuantity
 from app.core.ledger import AccountKey, account_key
 from app.core.metering import TOKEN_UNITS, UNITS, Quantity, Usage, tokens_of
-from app.core.preflight import Paths, dearest, demand_for
+from app.core.preflight import Paths, another_slice, dearest, demand_for
 from app.core.pricing import PARENT, Price, Rate, make_price
 from app.core.windows import Calendar, period_of
 
@@ -203,3 +203,30 @@ def test_a_usage_nobody_reported_is_billed_at_the_dearest(
     price: Price | None, bundles: list[Usage], billed: Usage
 ) -> None:
     assert dearest(bundles, price) == billed
+
+
+# Another slice of a stream.
+
+
+@pytest.mark.parametrize(
+    ("price", "needed", "least", "at_ten"),
+    [
+        (CHAT, 0, (0, 0), (10, 50)),
+        (CHAT, 7, (7, 35), (17, 85)),
+        (None, 7, (7, None), (17, None)),
+    ],
+)
+def test_another_slice_asks_for_what_has_come_and_a_slice_ahead(
+    price: Price | None, needed: int, least: tuple[int, int | None], at_ten: tuple[int, int | None]
+) -> None:
+    opened = OpenQuantity("output_token", 2048, 1024, times=3)
+    first = demand_for(Ceiling(({"input_token": 100},), opened), price, path_of(), "strict")
+    more = another_slice(first, needed)
+    assert more.accounts == first.accounts
+    assert more.open is not None
+    assert (more.open.most, more.open.times, more.policy) == (2048, 1, "strict")
+
+    def at(granted: int) -> tuple[int, int | None]:
+        return more.tokens_at(granted), None if price is None else more.nano_at(granted)
+
+    assert (at(0), at(10)) == (least, at_ten)

@@ -14,7 +14,7 @@ import pytest
 
 from app.simulator import RunningSimulator, serve_in_thread
 from app.store.postgres import EmbeddedPostgres
-from tests.gateway.kit import PROVIDER_KEY, House, Server
+from tests.gateway.kit import PROVIDER_KEY, House, Server, Wild
 
 
 @pytest.fixture(scope="session")
@@ -66,9 +66,33 @@ def two_processes(estate: House, servers_dir: Path) -> Server:
     return server
 
 
+@pytest.fixture(scope="session")
+def impatient(estate: House, servers_dir: Path) -> Server:
+    """A replica that waits a second for a first frame, for a provider, and for PostgreSQL."""
+    server = Server(
+        servers_dir / "impatient",
+        estate.dsn,
+        first_frame_s=1,
+        upstream_timeout_s=1,
+        upstream_connect_timeout_s=1,
+    ).start()
+    estate.servers.append(server)
+    return server
+
+
 @pytest.fixture
 def house(estate: House, sim: RunningSimulator) -> Iterator[House]:
     """The gateway under test; afterwards its books must add up."""
     estate.begin()
     yield estate
     estate.audit()
+
+
+@pytest.fixture
+def wild() -> Iterator[Wild]:
+    """A provider of realtime sessions that does what the test wants with them."""
+    provider = Wild()
+    try:
+        yield provider
+    finally:
+        provider.close()

@@ -16,18 +16,25 @@ import os
 import re
 import secrets
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 import wave
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx2
 import psycopg
 import pypdf
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+from websockets.sync.server import ServerConnection, serve
 
 from app.simulator import Call, RunningSimulator
 from app.store.reconcile import reconcile
@@ -504,6 +511,220 @@ def _ours(call: Call) -> bool:
 def _caps(fields: Json) -> Json:
     names = {"usd": "quota_cost_usd_per_month", "tokens": "quota_tokens_per_month"}
     return {names.get(name, name): value for name, value in fields.items()}
+
+
+# Sessions
+
+PCM = 48_000
+"""Bytes of a second of pcm16 at 24 kHz."""
+G711 = 8_000
+
+Closed = tuple[int, str]
+
+
+class Socket:
+    """The client's side of a realtime session."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self.connection = connection
+        self.seen: list[Json] = []
+        self.closed: Closed | None = None
+
+    def send(self, type: str, **fields: Any) -> None:
+        """Send an event."""
+        self.connection.send(json.dumps({"type": type} | fields))
+
+    def append(self, seconds: float, rate: int = PCM) -> None:
+        """Append silence."""
+        audio = base64.b64encode(bytes(round(seconds * rate))).decode()
+        self.send("input_audio_buffer.append", audio=audio)
+
+    def flood(self, seconds: float, *, frames: int, pause: float = 0) -> None:
+        """Append frames of silence until it is closed, or that many."""
+        with contextlib.suppress(ConnectionClosed):
+            for _ in range(frames):
+                self.append(seconds)
+                time.sleep(pause)
+                # Who does not read is not read from either, in the end.
+                with contextlib.suppress(TimeoutError):
+                    while self.next(0) is not None:
+                        pass
+
+    def next(self, timeout: float = 10) -> Json | None:
+        """Return the next event; None once the connection is closed."""
+        try:
+            event: Json = json.loads(self.connection.recv(max(0.0, timeout)))
+        except ConnectionClosed as closed:
+            frame = closed.rcvd
+            self.closed = (1006, "") if frame is None else (frame.code, frame.reason)
+            return None
+        self.seen.append(event)
+        return event
+
+    def until(self, type: str, timeout: float = 10) -> Json:
+        """Read on until an event of a type."""
+        deadline = time.monotonic() + timeout
+        while (event := self.next(deadline - time.monotonic())) is not None:
+            if event["type"] == type:
+                return event
+        raise AssertionError(f"closed {self.closed} before {type}: {self.seen[-3:]}")
+
+    def end(self, timeout: float = 15) -> Closed:
+        """Read to the end; return how it was closed."""
+        deadline = time.monotonic() + timeout
+        while self.next(deadline - time.monotonic()) is not None:
+            pass
+        assert self.closed is not None
+        return self.closed
+
+    def refused(self, code: str, timeout: float = 15) -> Json:
+        """Read to the end, which an error event explains; return the error."""
+        assert self.end(timeout)[0] == 1008, self.closed
+        assert self.seen, "no event before the close"
+        assert self.seen[-1]["type"] == "error"
+        error: Json = self.seen[-1]["error"]
+        assert error["code"] == code, error
+        assert {"type", "message", "param", "event_id"} <= error.keys()
+        return error
+
+    def abort(self) -> None:
+        """Vanish: reset the TCP connection, without a word."""
+        linger = struct.pack("ii", 1, 0)
+        self.connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.connection.socket.shutdown(socket.SHUT_RD)
+        self.connection.socket.close()
+
+
+@contextlib.contextmanager
+def session(
+    tenant: Tenant,
+    query: str | None = None,
+    *,
+    server: Server | None = None,
+    headers: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Iterator[Socket]:
+    """Open a realtime session with the key of a tenant."""
+    url = tenant.house.url(server).replace("http", "ws")
+    query = f"model={tenant.model}" if query is None else query
+    if headers is None:
+        headers = {"authorization": f"Bearer {tenant.secret}"}
+    options = {"proxy": None, "compression": None, "max_size": 2**24, "close_timeout": 1} | options
+    with connect(f"{url}/v1/realtime?{query}", additional_headers=headers, **options) as connection:
+        yield Socket(connection)
+
+
+def only_call(tenant: Tenant, within: float = 10) -> Json:
+    """Return the one call of a tenant, once it is booked."""
+    [call] = eventually(tenant.calls, within=within, what="a call in the books")
+    return dict(call)
+
+
+CENT = {"second": "0.01"}
+TALK = {
+    "input_token": "0.001",
+    "output_token": "0.001",
+    "input_audio_token": "0.001",
+    "output_audio_token": "0.001",
+}
+REALTIME = {"endpoints": ["realtime"]}
+
+
+def transcriber(
+    house: House, rates: Any = CENT, upstream: str = "gpt-4o-transcribe", **fields: Any
+) -> str:
+    """Add a model that transcribes."""
+    return house.model(rates, upstream, **REALTIME | fields)
+
+
+def talker(house: House, rates: Any = TALK, **fields: Any) -> str:
+    """Add a model that converses."""
+    return house.model(rates, "gpt-realtime", **REALTIME | {"max_output_tokens": 200} | fields)
+
+
+@contextlib.contextmanager
+def transcription(
+    tenant: Tenant, model: str | None = None, *, update: Any = None, **more: Any
+) -> Iterator[Socket]:
+    """Open a transcription session, greeted and configured."""
+    with session(tenant, f"intent=transcription&model={model or tenant.model}", **more) as socket:
+        socket.until("session.created")
+        if update is not None:
+            configure(socket, update)
+        yield socket
+
+
+@contextlib.contextmanager
+def conversation(tenant: Tenant, **more: Any) -> Iterator[Socket]:
+    """Open a conversation that is greeted."""
+    with session(tenant, **more) as socket:
+        socket.until("session.created")
+        yield socket
+
+
+def configure(socket: Socket, audio_input: Any) -> None:
+    """Update the input of a transcription session."""
+    socket.send(
+        "session.update", session={"type": "transcription", "audio": {"input": audio_input}}
+    )
+    socket.until("session.updated")
+
+
+def say(socket: Socket, text: str = "Hello there", **response: Any) -> None:
+    """Ask for a response in text."""
+    part = {"type": "input_text", "text": text}
+    item = {"type": "message", "role": "user", "content": [part]}
+    socket.send("conversation.item.create", item=item)
+    socket.send("response.create", response={"output_modalities": ["text"]} | response)
+
+
+def used(tenant: Tenant) -> Decimal:
+    """Return what the allocation has used."""
+    return Decimal(tenant.standing()["cost_used_this_month"])
+
+
+def last_session(house: House) -> Any:
+    """Return what the provider knows of the last session."""
+    return house.sim.calls[-1].realtime
+
+
+class Wild:
+    """A provider that does what a test wants with each session."""
+
+    def __init__(self) -> None:
+        self.sessions: list[ServerConnection] = []
+        self.act: Callable[[ServerConnection], None] = lambda connection: None
+        self._server = serve(
+            self._serve,
+            "127.0.0.1",
+            0,
+            compression=None,
+            max_size=2**24,
+            max_queue=1,
+            ping_interval=None,
+            close_timeout=1,
+        )
+        self.port = self._server.socket.getsockname()[1]
+        self.thread = threading.Thread(target=self._server.serve_forever)
+        self.thread.start()
+
+    def _serve(self, connection: ServerConnection) -> None:
+        self.sessions.append(connection)
+        connection.send(json.dumps({"type": "session.created", "session": {"type": "realtime"}}))
+        try:
+            self.act(connection)
+        except ConnectionClosed:
+            return
+
+    def tenant(self, house: House, **fields: Any) -> Tenant:
+        """Add a tenant whose model is at this provider."""
+        provider = house.provider("compatible", base_url=f"http://127.0.0.1:{self.port}/v1")
+        return house.tenant(house.model(CENT, provider_id=provider, **REALTIME), **fields)
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self.thread.join()
 
 
 # Reading answers

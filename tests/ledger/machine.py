@@ -136,7 +136,7 @@ class LedgerMachine(RuleBasedStateMachine):
         hold = self.model.holds[self.in_flight(data)]
         actual = data.draw(strategies.actuals(hold.tokens, hold.nano))
         self.system.checkpoint(hold.call_id, actual)
-        self.model.flights[hold.call_id].checkpoint = actual
+        hold.checkpoint = actual
 
     @precondition(lambda self: self.model.holds)
     @rule(data=st.data())
@@ -242,18 +242,24 @@ class LedgerMachine(RuleBasedStateMachine):
         id = strategies.call_id(self.now, self.count)
         ids = tuple(key.id for key in path)
         nobody = strategies.TEAM[1]
+        endpoint = data.draw(strategies.endpoints)
         return CallFacts(
-            id, "r", nobody, nobody, nobody, "m", "chat/completions", nobody, self.now, ids
+            id, "r", nobody, nobody, nobody, "m", endpoint, nobody, self.now, ids
         ), path
 
     def a_reserve(self, data: st.DataObject) -> Reserve:
         facts, path = self.a_call(data)
-        return Reserve(facts, data.draw(strategies.demands(path)))
+        checkpoint = data.draw(st.none() | strategies.actuals(0, 0))
+        return Reserve(facts, data.draw(strategies.demands(path)), checkpoint)
 
     def an_extend(self, data: st.DataObject) -> Extend:
         call = self.in_flight(data)
-        more = st.integers(0, strategies.TOKENS_MAX)
-        return Extend(call, self.model.flights[call].path, data.draw(more), data.draw(more))
+        hold, path = self.model.holds[call], self.model.flights[call].path
+        return Extend(
+            call,
+            data.draw(strategies.extensions(path, hold.tokens)),
+            data.draw(st.none() | strategies.actuals(hold.tokens, hold.nano)),
+        )
 
     def a_settle(self, data: st.DataObject) -> Settle:
         call = self.in_flight(data)

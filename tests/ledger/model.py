@@ -32,15 +32,15 @@ class Reserve(msgspec.Struct, frozen=True):
 
     facts: CallFacts
     demand: Demand
+    checkpoint: Actual | None = None
 
 
 class Extend(msgspec.Struct, frozen=True):
-    """A call in flight asks for more."""
+    """A call in flight asks for more, and may say what it used so far."""
 
     call_id: str
-    path: tuple[AccountKey, ...]
-    tokens: int
-    nano: int
+    demand: Demand
+    checkpoint: Actual | None = None
 
 
 class Settle(msgspec.Struct, frozen=True):
@@ -63,12 +63,13 @@ Result = Grant | Refusal | Booking | None
 
 
 class HoldRow(msgspec.Struct):
-    """A call in flight, and what it holds."""
+    """A call in flight, what it holds, and what it used so far, if it said."""
 
     call_id: str
     account_ids: tuple[str, ...]
     tokens: int
     nano: int | None
+    checkpoint: Actual | None
 
 
 class CallRow(msgspec.Struct):
@@ -77,6 +78,7 @@ class CallRow(msgspec.Struct):
     call_id: str
     account_ids: tuple[str, ...]
     outcome: Outcome
+    close_reason: str | None
     tokens: int
     nano: int | None
     overrun_tokens: int
@@ -115,7 +117,6 @@ class Flight(msgspec.Struct):
 
     facts: CallFacts
     path: tuple[AccountKey, ...]
-    checkpoint: Actual | None = None
     expired: bool = False
 
 
@@ -150,7 +151,7 @@ class Model:
         """Do what an operation must do, and return what it must answer."""
         match operation:
             case Reserve():
-                return self.reserve(operation.facts, operation.demand)
+                return self.reserve(operation)
             case Extend():
                 return self.extend(operation)
             case Settle():
@@ -168,9 +169,88 @@ class Model:
             baseline = self.used(key.id, meter) + self.held(key.id, meter)
             self.limits[name] = LimitRow(amount, baseline, key.id)
 
-    def reserve(self, facts: CallFacts, demand: Demand) -> Grant | Refusal:
+    def reserve(self, operation: Reserve) -> Grant | Refusal:
         """Admit a call if all it needs at least fits every limit on its path."""
+        facts, demand = operation.facts, operation.demand
         self._know(demand.accounts)
+        fit = self._fit(demand)
+        if isinstance(fit, Grant):
+            nano = None if demand.cost is None else fit.nano
+            self.holds[facts.id] = HoldRow(
+                facts.id, facts.account_ids, fit.tokens, nano, operation.checkpoint
+            )
+            self.flights[facts.id] = Flight(facts, demand.accounts)
+        return fit
+
+    def extend(self, operation: Extend) -> Grant | Refusal | None:
+        """Add to a hold what a reserve would be granted; who asks is alive, also if refused."""
+        hold = self.holds.get(operation.call_id)
+        if hold is None:
+            return None
+        self.flights[operation.call_id].expired = False
+        hold.checkpoint = operation.checkpoint or hold.checkpoint
+        fit = self._fit(operation.demand)
+        if isinstance(fit, Refusal):
+            return fit
+        hold.tokens += fit.tokens
+        # What has no price at first has none later.
+        hold.nano = None if hold.nano is None else hold.nano + fit.nano
+        return Grant(hold.tokens, hold.nano or 0, fit.granted, fit.limited)
+
+    def settle(self, settlement: Settlement, path: tuple[AccountKey, ...]) -> Booking:
+        """Book the end of a call the first time; make good a recovery, once."""
+        self._know(path)
+        facts, actual = settlement.facts, settlement.actual
+        hold = self.holds.pop(facts.id, None)
+        self.flights.pop(facts.id, None)
+        booked = self.calls.get(facts.id)
+        if booked is None:
+            self.calls[facts.id] = CallRow(
+                facts.id,
+                facts.account_ids,
+                settlement.outcome,
+                settlement.close_reason,
+                actual.tokens,
+                actual.nano,
+                max(0, actual.tokens - (hold.tokens if hold else 0)),
+                max(0, (actual.nano or 0) - ((hold.nano or 0) if hold else 0)),
+                settlement.estimated,
+            )
+            self.settled[facts.id] = Flight(facts, path)
+            return "booked"
+        if (
+            booked.outcome != "recovered"
+            or facts.id in self.adjustments
+            or settlement.outcome == "recovered"
+        ):
+            return "duplicate"
+        known = actual.nano is not None and booked.nano is not None
+        self.adjustments[facts.id] = AdjustmentRow(
+            facts.id,
+            facts.account_ids,
+            actual.tokens - booked.tokens,
+            (actual.nano or 0) - (booked.nano or 0) if known else 0,
+        )
+        return "adjusted"
+
+    def recover(self, call_id: str, at: datetime) -> Booking | None:
+        """Book a call past its deadline at its checkpoint, else at its hold."""
+        flight, hold = self.flights.get(call_id), self.holds.get(call_id)
+        if flight is None or hold is None or not flight.expired:
+            return None
+        if call_id in self.calls:
+            del self.holds[call_id], self.flights[call_id]
+            return "duplicate"
+        actual = hold.checkpoint or Actual({}, hold.tokens, hold.nano)
+        settlement = Settlement(flight.facts, "recovered", 200, actual, at, estimated=True)
+        if flight.facts.endpoint == "realtime":
+            settlement = msgspec.structs.replace(settlement, close_reason="recovered")
+        return self.settle(settlement, flight.path)
+
+    # Parts
+
+    def _fit(self, demand: Demand) -> Grant | Refusal:
+        """Find by trying how much of a demand every limit on its path allows."""
         concerned = [
             (key, meter, limit)
             for key, meter, limit in self._limits_on(demand.accounts)
@@ -213,82 +293,7 @@ class Model:
         if not strict:
             tokens = tokens if left["tokens"] is None else min(tokens, left["tokens"])
             nano = nano if left["usd"] is None else min(nano, left["usd"])
-        priced = None if demand.cost is None else nano
-        self.holds[facts.id] = HoldRow(facts.id, facts.account_ids, tokens, priced)
-        self.flights[facts.id] = Flight(facts, demand.accounts)
         return Grant(tokens, nano, granted, bool(concerned))
-
-    def extend(self, operation: Extend) -> Grant | Refusal | None:
-        """Add to a hold if the addition fits every limit on its path."""
-        hold = self.holds.get(operation.call_id)
-        if hold is None:
-            return None
-        priced = hold.nano is not None
-        more = {"tokens": operation.tokens, "usd": operation.nano if priced else 0}
-        concerned = [
-            (key, meter, limit)
-            for key, meter, limit in self._limits_on(operation.path)
-            if (hold.tokens + operation.tokens > 0 if meter == "tokens" else priced)
-        ]
-        for key, meter, limit in concerned:
-            refusal = self._refusal(key, meter, limit, more[meter])
-            if refusal is not None:
-                return refusal
-        hold.tokens += more["tokens"]
-        if hold.nano is not None:
-            hold.nano += more["usd"]
-        self.flights[operation.call_id].expired = False
-        return Grant(hold.tokens, hold.nano or 0, None, bool(concerned))
-
-    def settle(self, settlement: Settlement, path: tuple[AccountKey, ...]) -> Booking:
-        """Book the end of a call the first time; make good a recovery, once."""
-        self._know(path)
-        facts, actual = settlement.facts, settlement.actual
-        hold = self.holds.pop(facts.id, None)
-        self.flights.pop(facts.id, None)
-        booked = self.calls.get(facts.id)
-        if booked is None:
-            self.calls[facts.id] = CallRow(
-                facts.id,
-                facts.account_ids,
-                settlement.outcome,
-                actual.tokens,
-                actual.nano,
-                max(0, actual.tokens - (hold.tokens if hold else 0)),
-                max(0, (actual.nano or 0) - ((hold.nano or 0) if hold else 0)),
-                settlement.estimated,
-            )
-            self.settled[facts.id] = Flight(facts, path)
-            return "booked"
-        if (
-            booked.outcome != "recovered"
-            or facts.id in self.adjustments
-            or settlement.outcome == "recovered"
-        ):
-            return "duplicate"
-        known = actual.nano is not None and booked.nano is not None
-        self.adjustments[facts.id] = AdjustmentRow(
-            facts.id,
-            facts.account_ids,
-            actual.tokens - booked.tokens,
-            (actual.nano or 0) - (booked.nano or 0) if known else 0,
-        )
-        return "adjusted"
-
-    def recover(self, call_id: str, at: datetime) -> Booking | None:
-        """Book a call past its deadline at its checkpoint, else at its hold."""
-        flight, hold = self.flights.get(call_id), self.holds.get(call_id)
-        if flight is None or hold is None or not flight.expired:
-            return None
-        if call_id in self.calls:
-            del self.holds[call_id], self.flights[call_id]
-            return "duplicate"
-        actual = flight.checkpoint or Actual({}, hold.tokens, hold.nano)
-        return self.settle(
-            Settlement(flight.facts, "recovered", 200, actual, at, estimated=True), flight.path
-        )
-
-    # Parts
 
     def _know(self, path: Sequence[AccountKey]) -> None:
         for key in path:

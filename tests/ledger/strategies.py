@@ -5,6 +5,7 @@ from fractions import Fraction
 from uuid import UUID
 
 import hypothesis.strategies as st
+import msgspec
 
 from app.core.ledger import AccountKey, Actual, Demand, Meter, OpenDemand, OwnerKind, account_key
 from app.core.refusals import Outcome
@@ -81,6 +82,16 @@ def demands(draw: st.DrawFn, path: tuple[AccountKey, ...]) -> Demand:
 
 
 @st.composite
+def extensions(draw: st.DrawFn, path: tuple[AccountKey, ...], tokens: int) -> Demand:
+    """What a call in flight that holds so many tokens may ask for beyond them.
+
+    Also nothing at all; and a cost where it had none so far, or none where it had one.
+    """
+    demand = draw(demands(path) | st.just(Demand(path, 0, False, 0, 1, None)))
+    return msgspec.structs.replace(demand, counts_tokens=demand.counts_tokens or tokens > 0)
+
+
+@st.composite
 def actuals(draw: st.DrawFn, tokens: int, nano: int | None) -> Actual:
     """What a call that held so much may turn out to have used: less, exactly that, or more."""
     used = draw(st.integers(0, tokens) | st.just(tokens) | st.integers(0, 2 * TOKENS_MAX))
@@ -90,6 +101,7 @@ def actuals(draw: st.DrawFn, tokens: int, nano: int | None) -> Actual:
     return Actual({"output_token": used} if used else {}, used, cost)
 
 
+endpoints = st.sampled_from(["chat/completions", "realtime"])
 delivered: st.SearchStrategy[Outcome] = st.sampled_from(
     ["success", "client_disconnected", "cut_off"]
 )

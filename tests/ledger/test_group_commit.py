@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from psycopg_pool import AsyncConnectionPool
 
-from app.core.ledger import Actual, OwnerKind
+from app.core.ledger import NOTHING, Actual, Grant, OpenDemand, OwnerKind
 from app.core.refusals import Reason, Refusal
 from app.ids import uuid7
 from app.store.ledger import Answer, Granted, Ledger, LedgerUnavailable, Settled, Stale, Standing
@@ -502,14 +502,184 @@ async def test_a_call_that_is_extended_is_alive(rows: Rows, ledger: Ledger) -> N
     call = Call()
     await call.reserve(ledger)
     await rows.all("UPDATE holds SET deadline = now() - interval '1 second'")
-    extended = await ledger.extend(call.id, call.path, 90, 0)
-    assert not isinstance(extended, Refusal)
-    assert extended is not None
-    assert extended.tokens == 100
+    extended = await ledger.extend(call.id, call.more(90, 0))
+    assert extended == Grant(100, USD, None, True)
     assert await ledger.recover(call.id, call.facts.account_ids) is None
-    refused = await ledger.extend(call.id, call.path, 1, 0)
+    assert await ledger.extend(uuid7(), call.more(1, 0)) is None
+    await rows.all("UPDATE holds SET deadline = now() - interval '1 second'")
+    refused = await ledger.extend(call.id, call.more(1, 0))
     assert isinstance(refused, Refusal)
-    assert await ledger.extend(uuid7(), call.path, 1, 0) is None
+    assert await ledger.recover(call.id, call.facts.account_ids) is None
+
+
+HELD = "SELECT tokens, nano FROM holds"
+TENTHS = OpenDemand(most=600, all_below=50, times=1, tokens_each=1, cost_each=USD // 1000)
+"""A minute in tenths of a second; five seconds are not halved any more."""
+
+
+async def test_a_call_is_extended_by_half_of_what_is_left_then_by_all_of_a_small_rest(
+    rows: Rows, ledger: Ledger
+) -> None:
+    await rows.limit("usd", USD)
+    await rows.limit("tokens", 10_000)
+    call = Call(tokens=0, nano=USD // 2)
+    await call.reserve(ledger)
+    # 500 thousandths of a dollar are left: 250, 125, 62, then 63 of which half is too little.
+    for granted_, held in ((250, 750), (125, 875), (62, 937), (63, 1000)):
+        extended = await ledger.extend(call.id, call.more(0, 0, TENTHS))
+        nano = held * USD // 1000
+        assert extended == Grant(held - 500, nano, granted_, True)
+        assert await rows.all(HELD) == [(held - 500, nano)]
+    refused = await ledger.extend(call.id, call.more(0, 0, TENTHS))
+    assert isinstance(refused, Refusal)
+    assert refused.reason is Reason.RESERVED
+    assert await rows.all(HELD) == [(500, USD)]
+    await rows.assert_sound(at_rest=False)
+    await call.settle(ledger)
+    await rows.assert_sound()
+
+
+async def test_what_many_calls_are_extended_by_at_once_is_never_more_than_there_is(
+    rows: Rows, ledger: Ledger, second: Ledger
+) -> None:
+    await rows.limit("tokens", 1000)
+    calls = [Call(tokens=1) for _ in range(32)]
+    await asyncio.gather(*(call.reserve(ledger) for call in calls))
+    results = await asyncio.gather(
+        *(
+            one.extend(call.id, call.more(0, 0, TENTHS))
+            for call in calls
+            for one in (ledger, second)
+        )
+    )
+    grants = [result for result in results if isinstance(result, Grant)]
+    assert sum(grant.granted or 0 for grant in grants) == 1000 - 32
+    assert len(grants) < len(results)
+    assert await rows.one("SELECT held_tokens FROM accounts") == 1000
+    await rows.assert_sound(at_rest=False)
+
+
+async def test_a_call_that_asks_for_nothing_is_refused_once_its_limit_is_too_low(
+    rows: Rows, ledger: Ledger
+) -> None:
+    await rows.limit("usd", USD)
+    call = Call()
+    await call.reserve(ledger)
+    assert isinstance(await ledger.extend(call.id, call.more(0, 0)), Grant)
+    for amount, reason in ((USD - 1, Reason.RESERVED), (0, Reason.COST_EXCEEDED)):
+        await rows.all("UPDATE limits SET amount = %s", amount)
+        refused = await ledger.extend(call.id, call.more(0, 0))
+        assert isinstance(refused, Refusal)
+        assert refused.reason is reason
+    assert await rows.all(HELD) == [(10, USD)]
+
+
+SO_FAR = "SELECT checkpoint->'tokens' FROM holds"
+
+
+async def recovered(rows: Rows, ledger: Ledger) -> tuple[Any, ...]:
+    """Let the process of every call be dead, and return how the only one is booked."""
+    ledger.live.clear()
+    await rows.all("UPDATE holds SET deadline = now() - interval '1 second'")
+    assert await reap(rows.dsn, ledger) == 1
+    [booked] = await rows.all(
+        "SELECT outcome, close_reason, tokens, cost_nano, usage, overrun_tokens FROM calls"
+    )
+    await rows.assert_sound()
+    return booked
+
+
+async def test_a_call_that_reports_as_it_goes_is_booked_at_what_it_said_at_first(
+    rows: Rows, ledger: Ledger
+) -> None:
+    call = Call(endpoint="realtime")
+    await ledger.reserve(call.facts, call.demand, 0, checkpoint=NOTHING)
+    assert ledger.live == {call.id: NOTHING}
+    assert await recovered(rows, ledger) == ("recovered", "recovered", 0, 0, {}, 0)
+
+
+async def test_a_call_that_was_extended_is_booked_at_what_it_said_then(
+    rows: Rows, ledger: Ledger
+) -> None:
+    call = Call()
+    await ledger.reserve(call.facts, call.demand, 0, checkpoint=NOTHING)
+    said = Actual({"output_token": 8, "second": Decimal("1.5")}, 8, 80)
+    assert isinstance(await ledger.extend(call.id, call.more(10, 10), checkpoint=said), Grant)
+    assert ledger.live == {call.id: said}
+    # Who says nothing of it keeps it as it is.
+    assert isinstance(await ledger.extend(call.id, call.more(10, 10)), Grant)
+    assert ledger.live == {call.id: said}
+    assert await rows.all("SELECT tokens, checkpoint->'tokens' FROM holds") == [(30, 8)]
+    assert await recovered(rows, ledger) == (
+        "recovered",
+        None,
+        8,
+        80,
+        {"output_token": 8, "second": 1.5},
+        0,
+    )
+
+
+async def test_a_call_whose_extension_was_refused_is_booked_at_what_it_said_then(
+    rows: Rows, ledger: Ledger
+) -> None:
+    await rows.limit("tokens", 10)
+    call = Call(endpoint="realtime")
+    await ledger.reserve(call.facts, call.demand, 0, checkpoint=NOTHING)
+    said = Actual({"output_token": 12}, 12, 120)
+    assert isinstance(await ledger.extend(call.id, call.more(1, 0), checkpoint=said), Refusal)
+    assert await rows.one(SO_FAR) == 12
+    assert isinstance(await ledger.extend(call.id, call.more(1, 0)), Refusal)
+    assert await rows.one(SO_FAR) == 12
+    assert await rows.all(HELD) == [(10, USD)]
+    booked = ("recovered", "recovered", 12, 120, {"output_token": 12}, 2)
+    assert await recovered(rows, ledger) == booked
+
+
+async def test_a_refresh_says_again_what_was_said_with_an_extension(
+    rows: Rows, database_url: str, tmp_path: Path
+) -> None:
+    await rows.limit("tokens", 10)
+    async with running(database_url, tmp_path, hold_deadline_s=0.4) as ledger:
+        call = Call()
+        await ledger.reserve(call.facts, call.demand, 0, checkpoint=NOTHING)
+        said = Actual({"output_token": 3}, 3, 30)
+        assert isinstance(await ledger.extend(call.id, call.more(1, 0), checkpoint=said), Refusal)
+        await rows.all("UPDATE holds SET checkpoint = NULL")
+        assert await until(lambda: rows.one(SO_FAR)) == 3
+        # One that has no hold any more is not kept alive for it.
+        await call.settle(ledger)
+        assert await ledger.extend(call.id, call.more(1, 0), checkpoint=said) is None
+        assert ledger.live == {}
+    await rows.assert_sound()
+
+
+async def test_who_is_ordered_to_stop_is_told_with_each_refresh(
+    rows: Rows, database_url: str, tmp_path: Path
+) -> None:
+    """Whether or not anyone listened when the order was given."""
+    order = "UPDATE holds SET stopped = true WHERE call_id = %s"
+    async with running(database_url, tmp_path, hold_deadline_s=0.4) as ledger:
+        stopped, other = Call(endpoint="realtime"), Call(endpoint="realtime")
+        for call in (stopped, other):
+            await call.reserve(ledger)
+        await rows.all(order, stopped.id)
+        # Nobody is there to be told: the holds are refreshed all the same.
+        await asyncio.sleep(0.5)
+        await until(lambda: rows.one("SELECT bool_and(deadline > now()) FROM holds"))
+        told: list[str] = []
+        ledger.on_stopped = told.append
+        await until(lambda: len(told) > 2)
+        assert set(told) == {stopped.id}
+        # What is asked of the ledger meanwhile does not make it forget.
+        said = Actual({}, 1, 1)
+        await ledger.extend(stopped.id, stopped.more(1, 1), checkpoint=said)
+        assert await rows.one("SELECT stopped FROM holds WHERE call_id = %s", stopped.id) is True
+        told.clear()
+        await until(lambda: told)
+        for call in (stopped, other):
+            assert (await call.settle(ledger)).booking == "booked"
+    await rows.assert_sound()
 
 
 # -------------------------------------------------------------------------- connections that break

@@ -34,9 +34,9 @@ class CoreSystem:
                 case Reserve(facts, demand):
                     self.store.open(demand.accounts)
                     accounts += facts.account_ids
-                case Extend(call_id, path):
+                case Extend(call_id, demand):
                     calls.append(call_id)
-                    accounts += [key.id for key in path]
+                    accounts += [key.id for key in demand.accounts]
                 case Settle(settlement, path):
                     self.store.open(path)
                     calls.append(settlement.facts.id)
@@ -48,10 +48,10 @@ class CoreSystem:
         with self.store.transaction(accounts, calls) as books:
             for operation in operations:
                 match operation:
-                    case Reserve(facts, demand):
-                        results.append(books.reserve(facts, demand))
-                    case Extend(call_id, path, tokens, nano):
-                        results.append(books.extend(call_id, path, tokens, nano))
+                    case Reserve(facts, demand, checkpoint):
+                        results.append(books.reserve(facts, demand, checkpoint))
+                    case Extend(call_id, demand, checkpoint):
+                        results.append(books.extend(call_id, demand, checkpoint))
                     case Settle(settlement):
                         results.append(books.settle(settlement))
                     case Recover(call_id, _, at):
@@ -71,12 +71,16 @@ class CoreSystem:
         store = self.store
         return State(
             store.accounts,
-            [HoldRow(h.call_id, h.account_ids, h.tokens, h.nano) for h in store.holds.values()],
+            [
+                HoldRow(h.call_id, h.account_ids, h.tokens, h.nano, h.checkpoint)
+                for h in store.holds.values()
+            ],
             [
                 CallRow(
                     id,
                     row.settlement.facts.account_ids,
                     row.settlement.outcome,
+                    row.settlement.close_reason,
                     row.settlement.actual.tokens,
                     row.settlement.actual.nano,
                     row.overrun_tokens,

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import msgspec
 import psycopg
 import pytest
 from hypothesis.stateful import run_state_machine_as_test
@@ -34,9 +35,9 @@ ACCOUNTS = """
 SELECT id::text, used_tokens, used_nano, held_tokens, held_nano,
        unpriced_calls, overrun_tokens, overrun_nano FROM accounts
 """
-HOLDS = "SELECT call_id::text, account_ids::text[], tokens, nano FROM holds"
+HOLDS = "SELECT call_id::text, account_ids::text[], tokens, nano, checkpoint::text FROM holds"
 CALLS = """
-SELECT id::text, account_ids::text[], outcome, tokens, cost_nano,
+SELECT id::text, account_ids::text[], outcome, close_reason, tokens, cost_nano,
        overrun_tokens, overrun_nano, estimated FROM calls
 """
 ADJUSTMENTS = "SELECT call_id::text, account_ids::text[], tokens, nano FROM adjustments"
@@ -59,6 +60,8 @@ NO_LIMIT = """
 DELETE FROM limits
 WHERE owner_id = %(owner_id)s AND meter = %(meter)s AND window_kind = %(window)s
 """
+
+_decode = msgspec.json.Decoder(Actual | None).decode
 
 
 class PostgresSystem:
@@ -95,6 +98,10 @@ class PostgresSystem:
     async def start(self) -> None:
         self.ledger = Ledger(self.dsn, Spool(self.directory), hold_deadline_s=3600)
         await self.ledger.start()
+        # When a hold is refreshed, and with what, is for the machine to say and not for the clock.
+        for task in asyncio.all_tasks():
+            if task.get_name() == "ledger-holds":
+                task.cancel()
 
     def await_(self, work: Coroutine[Any, Any, Any]) -> Any:
         future: Future[Any] = asyncio.run_coroutine_threadsafe(work, self.loop)
@@ -116,11 +123,13 @@ class PostgresSystem:
 
     async def one(self, operation: Operation) -> Result:
         match operation:
-            case Reserve(facts, demand):
-                reserved = await self.ledger.reserve(facts, demand, self.version)
+            case Reserve(facts, demand, checkpoint):
+                reserved = await self.ledger.reserve(
+                    facts, demand, self.version, checkpoint=checkpoint
+                )
                 return reserved.grant if isinstance(reserved, Granted) else reserved  # type: ignore[return-value]
-            case Extend(call_id, path, tokens, nano):
-                return await self.ledger.extend(call_id, path, tokens, nano)
+            case Extend(call_id, demand, checkpoint):
+                return await self.ledger.extend(call_id, demand, checkpoint=checkpoint)
             case Settle(settlement, path):
                 settled: Settled = await self.ledger.settle(settlement, path)
                 return settled.booking  # type: ignore[return-value]
@@ -165,7 +174,10 @@ class PostgresSystem:
             )
         return State(
             {row[0]: Account(*row) for row in accounts},
-            [HoldRow(id, tuple(ids), *rest) for id, ids, *rest in holds],
+            [
+                HoldRow(id, tuple(ids), tokens, nano, _decode(checkpoint or "null"))
+                for id, ids, tokens, nano, checkpoint in holds
+            ],
             [CallRow(id, tuple(ids), *rest) for id, ids, *rest in calls],
             [AdjustmentRow(id, tuple(ids), *rest) for id, ids, *rest in adjustments],
         )

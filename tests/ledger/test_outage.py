@@ -382,7 +382,7 @@ async def test_while_postgresql_is_away_calls_are_refused_and_endings_spooled(
         with pytest.raises(LedgerUnavailable):
             await Call().reserve(ledger)
         with pytest.raises(LedgerUnavailable):
-            await ledger.extend(held.id, held.path, 1, 1)
+            await ledger.extend(held.id, held.more(1, 1))
         assert not ledger.available
     await asyncio.to_thread(server.start)
     await until(lambda: ledger.available and not ledger.spool.pending)

@@ -13,7 +13,16 @@ from zoneinfo import ZoneInfo
 import psycopg
 from psycopg.rows import TupleRow
 
-from app.core.ledger import NOTHING, AccountKey, Actual, CallFacts, Demand, OwnerKind, Settlement
+from app.core.ledger import (
+    NOTHING,
+    AccountKey,
+    Actual,
+    CallFacts,
+    Demand,
+    OpenDemand,
+    OwnerKind,
+    Settlement,
+)
 from app.core.preflight import Paths
 from app.core.refusals import Outcome, Refusal
 from app.core.windows import Calendar
@@ -39,6 +48,7 @@ class Call:
         at: datetime | None = None,
         key_id: str = KEY,
         request_id: str = "r",
+        endpoint: str = "chat/completions",
     ) -> None:
         now = at or datetime.now(UTC)
         self.path: tuple[AccountKey, ...] = Paths(Calendar(ZoneInfo("UTC"))).of(owners, now)
@@ -49,7 +59,7 @@ class Call:
             key_id,
             MEMBER,
             "model",
-            "chat/completions",
+            endpoint,
             PRICE,
             now,
             tuple(key.id for key in self.path),
@@ -62,6 +72,10 @@ class Call:
     ) -> Granted | Refusal | Stale:
         """Ask to hold what it needs."""
         return await ledger.reserve(self.facts, self.demand, version, one_shot=one_shot)
+
+    def more(self, tokens: int, nano: int | None, open_: OpenDemand | None = None) -> Demand:
+        """What it may ask for beyond its hold."""
+        return Demand(self.path, tokens, True, nano, 1, open_)
 
     def settlement(
         self,

@@ -52,10 +52,17 @@ LOCKS_S = 5.0
 CHAT = "chat"
 OCR = "ocr"
 UNPRICED = "unpriced"
-MODELS = {CHAT: "gpt-4o", OCR: "mistral-ocr-latest", UNPRICED: "gpt-4o"}
+LISTEN = "listen"
+MODELS = {
+    CHAT: "gpt-4o",
+    OCR: "mistral-ocr-latest",
+    UNPRICED: "gpt-4o",
+    LISTEN: "gpt-4o-transcribe",
+}
 RATES = {
     CHAT: [Rate("input_token", Decimal("0.15"), 1000), Rate("output_token", Decimal("0.6"), 1000)],
     OCR: [Rate("page", Decimal("0.01"), 1)],
+    LISTEN: [Rate("second", Decimal("0.01"), 1)],
 }
 NANO = 1_000_000_000
 
@@ -544,7 +551,7 @@ class Audit:
                 self.wrong.append(f"call {id} reached the provider and is not booked")
             elif row.outcome.startswith("rejected_"):
                 self.wrong.append(f"call {id} reached the provider, booked as {row.outcome}")
-            elif row.outcome == "success" and call.ended != "answered":
+            elif row.outcome == "success" and call.ended != "answered" and not call.realtime:
                 self.wrong.append(f"call {id} is a success, but at the provider: {call.ended}")
         for id, row in booked.items():
             if id in reached or row.outcome == "recovered":
