@@ -84,6 +84,11 @@ _REASONS: dict[Reason, tuple[int, str, str]] = {
     Reason.ALLOCATION_PAUSED: (403, "permission_error", "This allocation is paused."),
     Reason.ALLOCATION_QUARANTINED: (403, "permission_error", "This allocation is quarantined."),
     Reason.ALLOCATION_REVOKED: (403, "permission_error", "This allocation has been revoked."),
+    Reason.BUDGET_EXCEEDED: (
+        429,
+        "insufficient_quota",
+        "token budget exceeded: the {limit} does not allow this call.",
+    ),
     Reason.TOKENS_EXCEEDED: (429, "insufficient_quota", "The {limit} does not allow this call."),
     Reason.COST_EXCEEDED: (429, "insufficient_quota", "The {limit} does not allow this call."),
     Reason.RESERVED: (

@@ -18,6 +18,7 @@ import structlog
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from app.store.ledger import Ledger, LedgerUnavailable
+from app.tasks import cancelled
 
 log = structlog.get_logger(__name__)
 
@@ -62,9 +63,7 @@ class Worker:
 
     async def stop(self) -> None:
         """Stop the rounds."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancelled(self._tasks)
 
     async def _every(self, period_s: float, work: Any) -> None:
         while True:

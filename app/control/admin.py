@@ -47,6 +47,7 @@ from app.core.ledger import Meter, account_key
 from app.core.metering import UNITS
 from app.core.money import nano_to_usd
 from app.core.pricing import InvalidRates, Rate, check_rates
+from app.core.windows import WINDOWS, Window
 from app.ids import uuid7
 from app.store import catalogue, usage
 from app.store.catalogue import (
@@ -58,6 +59,7 @@ from app.store.catalogue import (
     PriceRecord,
     ProviderRecord,
 )
+from app.store.usage import KeyView
 from app.store.vault import hint_of, new_key
 
 Record = TypeVar("Record", bound=msgspec.Struct)
@@ -722,7 +724,9 @@ async def _set_caps(
     for meter, amount in caps.items():
         if amount == record.cap(meter):
             continue
-        await catalogue.set_cap(change.connection, account, meter, amount, change.at)
+        await catalogue.set_limit(
+            change.connection, account, meter, amount, change.at, charged=[account]
+        )
         await change.record(
             _CAP_EVENT[meter],
             "allocation",
@@ -805,32 +809,111 @@ def _configured(record: AllocationRecord) -> dict[str, object]:
 # Keys
 
 
+class LimitInput(Input):
+    """A limit: an amount of tokens (a number) or of USD (a decimal string) for each window."""
+
+    meter: Meter
+    window: str
+    amount: Decimal
+
+
 class KeyInput(Input):
-    """A key to add."""
+    """A key to add. A limit of 0 blocks; a token budget of 0, or none, is unlimited."""
 
     member_id: UUID
     name: str
     allocation_ids: list[UUID]
     expires_at: datetime | None = None
     one_shot: bool = False
-    # Keys carry no limits yet: saying so explicitly is fine, asking for one is refused.
     token_budget: int | None = None
-    limits: tuple[object, ...] = ()
+    limits: tuple[LimitInput, ...] = ()
 
 
 class KeyPatch(Input):
-    """What to change of a key; whose it is stays."""
+    """What to change of a key; whose it is stays. `limits` replaces all but the token budget."""
 
     name: str | UnsetType = UNSET
     allocation_ids: list[UUID] | UnsetType = UNSET
     expires_at: datetime | UnsetType | None = UNSET
     one_shot: bool | UnsetType = UNSET
+    token_budget: int | UnsetType | None = UNSET
+    limits: list[LimitInput] | UnsetType = UNSET
+    reason: str | None = None
 
 
-class KeyWithSecret(KeyRecord, frozen=True, kw_only=True):
+class KeyWithSecret(KeyView, frozen=True, kw_only=True):
     """A key with its secret, which is shown this once."""
 
     key: str
+
+
+LimitName = tuple[Meter, Window]
+_BUDGET: Final[LimitName] = ("tokens", "lifetime")
+
+
+def _limits(asked: Sequence[LimitInput]) -> dict[LimitName, int]:
+    """Check limits, and turn their amounts into tokens and nano-USD."""
+    limits: dict[LimitName, int] = {}
+    for n, limit in enumerate(asked):
+        field = f"limits[{n}]"
+        window = next((known for known in WINDOWS if known == limit.window), None)
+        if window is None:
+            raise invalid(f"{field}.window", f"must be one of {', '.join(WINDOWS)}")
+        name = (limit.meter, window)
+        if name in limits:
+            raise invalid(field, f"limits {limit.meter} by the {window} a second time")
+        if limit.meter == "usd":
+            amount = wire.cap_nano(f"{field}.amount", limit.amount)
+        else:
+            if limit.amount != limit.amount.to_integral_value():
+                raise invalid(f"{field}.amount", "must be a whole number of tokens")
+            amount = wire.cap_tokens(f"{field}.amount", int(limit.amount))
+        assert amount is not None, "only null is none"
+        limits[name] = amount
+    return limits
+
+
+def _budget(value: int | None, limits: Mapping[LimitName, int | None]) -> int | None:
+    """Check a token budget: a limit of the lifetime's tokens, of which 0 is none."""
+    budget = wire.cap_tokens("token_budget", value) or None
+    if budget is not None and limits.get(_BUDGET, budget) != budget:
+        raise invalid("token_budget", "is not what `limits` says of the lifetime's tokens")
+    return budget
+
+
+async def _set_limits(
+    change: Change,
+    record: KeyRecord,
+    wanted: Mapping[LimitName, int | None],
+    reason: str | None,
+) -> None:
+    """Set the limits of a key that differ from those it has; None lifts one."""
+    calendar = change.desk.deps.calendar
+    month = calendar.period("month", change.at)
+    charged = [account_key("allocation", id, "month", month) for id in record.allocation_ids]
+    known = {(limit.meter, limit.window): limit.amount for limit in record.limits}
+    before: dict[str, object] = {}
+    after: dict[str, object] = {}
+    for (meter, window), amount in wanted.items():
+        former = known.get((meter, window))
+        if amount == former:
+            continue
+        account = account_key("key", record.id, window, calendar.period(window, change.at))
+        await catalogue.set_limit(
+            change.connection, account, meter, amount, change.at, charged=charged
+        )
+        before[f"{meter} per {window}"] = _amount(meter, former)
+        after[f"{meter} per {window}"] = _amount(meter, amount)
+    if after:
+        await change.record(
+            "key_limits_updated", "key", record.id, before=before, after=after, reason=reason
+        )
+
+
+async def _key_view(change: Change, key_id: str) -> KeyView:
+    record = await _again(change, catalogue.keys, key_id)
+    calendar = change.desk.deps.calendar
+    return (await usage.key_views(change.connection, [record], calendar, change.at))[0]
 
 
 @post("/keys", summary="Add a key; the answer alone shows its secret")
@@ -839,9 +922,10 @@ async def add_key(data: JSONBody[KeyInput], desk: NamedDependency[Desk]) -> KeyW
     id, secret = uuid7(), new_key()
     member_id = str(data.member_id)
     name = wire.text("name", data.name)
-    for field, asked in (("token_budget", data.token_budget), ("limits", data.limits)):
-        if asked:
-            raise invalid(field, "is not available yet; cap the allocation instead")
+    limits: dict[LimitName, int | None] = {**_limits(data.limits)}
+    budget = _budget(data.token_budget, limits)
+    if budget is not None:
+        limits[_BUDGET] = budget
     expires_at = None
     if data.expires_at is not None:
         expires_at = wire.instant("expires_at", data.expires_at)
@@ -864,7 +948,9 @@ async def add_key(data: JSONBody[KeyInput], desk: NamedDependency[Desk]) -> KeyW
         )
         added = await _again(change, catalogue.keys, id)
         await change.record("key_created", "key", id, after=added)
-        return KeyWithSecret(**msgspec.structs.asdict(added), key=secret)
+        await _set_limits(change, added, limits, None)
+        view = await _key_view(change, id)
+        return KeyWithSecret(**msgspec.structs.asdict(view), key=secret)
 
     return await desk.write(work)
 
@@ -875,20 +961,28 @@ async def list_keys(
     cursor: FromQuery[str | None] = None,
     limit: FromQuery[int] = wire.PAGE_DEFAULT,
     member_id: FromQuery[str | None] = None,
-) -> Page[KeyRecord]:
+) -> Page[KeyView]:
     member = wire.id_filter("member_id", member_id)
-    return await _page(desk, catalogue.keys, cursor, limit, member_id=member)
+    page = await _page(desk, catalogue.keys, cursor, limit, member_id=member)
+    return Page(await _key_views(desk, page.items), page.next)
 
 
 @get("/keys/{id:str}", summary="Show a key")
-async def show_key(id: FromPath[str], desk: NamedDependency[Desk]) -> KeyRecord:
-    return await _shown(desk, catalogue.keys, wire.path_id(id, "key"), "key")
+async def show_key(id: FromPath[str], desk: NamedDependency[Desk]) -> KeyView:
+    record = await _shown(desk, catalogue.keys, wire.path_id(id, "key"), "key")
+    return (await _key_views(desk, [record]))[0]
+
+
+async def _key_views(desk: Desk, records: Sequence[KeyRecord]) -> list[KeyView]:
+    async with desk.deps.database.snapshot() as connection:
+        return await usage.key_views(connection, records, desk.deps.calendar, desk.at)
 
 
 @patch("/keys/{id:str}", summary="Change a key")
 async def change_key(
     id: FromPath[str], data: JSONBody[KeyPatch], desk: NamedDependency[Desk]
-) -> KeyRecord:
+) -> KeyView:
+    """A new limit holds for the next call on every replica, and counts what was used before."""
     key_id = wire.path_id(id, "key")
     values = _given(one_shot=data.one_shot)
     if data.name is not UNSET:
@@ -902,11 +996,24 @@ async def change_key(
         allocation_ids = wire.distinct("allocation_ids", named)
         values["allocation_ids"] = allocation_ids
 
-    async def work(change: Change) -> KeyRecord:
+    asked = None if data.limits is UNSET else _limits(data.limits)
+    budget = UNSET if data.token_budget is UNSET else _budget(data.token_budget, asked or {})
+    reason = wire.reason(data.reason)
+
+    async def work(change: Change) -> KeyView:
         key = await _current(change, catalogue.keys, key_id, "key")
         if allocation_ids:
             await _fit_one_key(change, key.member_id, allocation_ids)
-        return await _update(change, catalogue.keys, "key", key, values)
+        key = await _update(change, catalogue.keys, "key", key, values, reason=reason)
+        wanted: dict[LimitName, int | None] = {}
+        if asked is not None:
+            names = [(limit.meter, limit.window) for limit in key.limits]
+            wanted = {name: None for name in names if name != _BUDGET}
+            wanted |= asked
+        if budget is not UNSET and wanted.get(_BUDGET) is None:
+            wanted[_BUDGET] = budget
+        await _set_limits(change, key, wanted, reason)
+        return await _key_view(change, key_id)
 
     return await desk.write(work)
 
@@ -937,20 +1044,21 @@ async def rotate_key(id: FromPath[str], desk: NamedDependency[Desk]) -> KeyWithS
             before={"hint": key.hint},
             after={"hint": rotated.hint},
         )
-        return KeyWithSecret(**msgspec.structs.asdict(rotated), key=secret)
+        view = await _key_view(change, key_id)
+        return KeyWithSecret(**msgspec.structs.asdict(view), key=secret)
 
     return await desk.write(work)
 
 
 @post("/keys/{id:str}/revoke", status_code=200, summary="Revoke a key, for good")
-async def revoke_key(id: FromPath[str], desk: NamedDependency[Desk]) -> KeyRecord:
+async def revoke_key(id: FromPath[str], desk: NamedDependency[Desk]) -> KeyView:
     """Revoking it again changes nothing."""
     key_id = wire.path_id(id, "key")
 
-    async def work(change: Change) -> KeyRecord:
+    async def work(change: Change) -> KeyView:
         key = await _current(change, catalogue.keys, key_id, "key")
         if key.revoked_at is not None:
-            return key
+            return await _key_view(change, key_id)
         await catalogue.keys.change(change.connection, key_id, {"revoked_at": change.at})
         await change.record(
             "key_revoked",
@@ -959,7 +1067,7 @@ async def revoke_key(id: FromPath[str], desk: NamedDependency[Desk]) -> KeyRecor
             before={"revoked_at": None},
             after={"revoked_at": change.at},
         )
-        return await _again(change, catalogue.keys, key_id)
+        return await _key_view(change, key_id)
 
     return await desk.write(work)
 

@@ -26,13 +26,13 @@ from app.control.errors import Refused, documented, invalid, unknown
 from app.control.wire import Page
 from app.core.refusals import Outcome
 from app.store import catalogue, journal, sessions, usage
-from app.store.catalogue import KeyRecord
 from app.store.journal import AuditEvent
 from app.store.sessions import SessionDocument
 from app.store.usage import (
     DIMENSIONS,
     CallDocument,
     Dimension,
+    KeyView,
     Standing,
     UsageQuery,
     UsageRow,
@@ -400,7 +400,7 @@ async def my_keys(
     desk: NamedDependency[Desk],
     cursor: FromQuery[str | None] = None,
     limit: FromQuery[int] = wire.PAGE_DEFAULT,
-) -> Page[KeyRecord]:
+) -> Page[KeyView]:
     after = wire.after(cursor)
     async with desk.deps.database.snapshot() as connection:
         records = await catalogue.keys.page(
@@ -409,7 +409,8 @@ async def my_keys(
             limit=wire.page_limit(limit) + 1,
             equal={"member_id": desk.member_id},
         )
-    return wire.paged(records, limit, lambda record: record.id)
+        views = await usage.key_views(connection, records, desk.deps.calendar, desk.at)
+    return wire.paged(views, limit, lambda view: view.id)
 
 
 @get("/calls", summary="List one's own calls, newest first")

@@ -357,11 +357,15 @@ class Books:
 
     def settle(self, settlement: Settlement) -> Booking:
         """Book how a call ended, whatever the limits say; a second time changes nothing."""
-        facts = settlement.facts
-        booked = self.booked.get(facts.id)
-        hold = self._end_hold(facts.id)
+        booked = self.booked.get(settlement.facts.id)
+        hold = self._end_hold(settlement.facts.id)
         if booked is not None:
             return self._settle_again(settlement, booked)
+        if hold is not None and hold.account_ids != settlement.facts.account_ids:
+            # A limit that was added meanwhile has an account that the call counts in, too.
+            widened = msgspec.structs.replace(settlement.facts, account_ids=hold.account_ids)
+            settlement = msgspec.structs.replace(settlement, facts=widened)
+        facts = settlement.facts
         held_tokens = hold.tokens if hold is not None else 0
         held_nano = (hold.nano or 0) if hold is not None else 0
         actual = settlement.actual
@@ -467,10 +471,14 @@ def _refusal(key: AccountKey, account: Account, limit: Limit, needed: int) -> Re
     exceeded = limit.amount == 0 or used + needed > limit.amount
     if not exceeded and used + held + needed <= limit.amount:
         return None
-    if exceeded:
-        reason = Reason.TOKENS_EXCEEDED if limit.meter == "tokens" else Reason.COST_EXCEEDED
-    else:
+    if not exceeded:
         reason = Reason.RESERVED
+    elif limit.meter == "usd":
+        reason = Reason.COST_EXCEEDED
+    elif key.owner == "key" and key.window == "lifetime":
+        reason = Reason.BUDGET_EXCEEDED
+    else:
+        reason = Reason.TOKENS_EXCEEDED
     return Refusal(
         reason,
         Shortfall(

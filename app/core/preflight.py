@@ -8,7 +8,7 @@ Invariants: the demand of a ceiling, at any grant, costs at least what any usage
 a call is unpriced at admission only if no usage within its ceiling has a rate for every unit.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from fractions import Fraction
 
@@ -111,9 +111,24 @@ class Paths:
         self._known[owner_id, window] = key
         return key
 
-    def of(self, owners: Iterable[tuple[OwnerKind, str]], at: datetime) -> tuple[AccountKey, ...]:
-        """Return the accounts of a path of owners, in its order."""
-        return tuple([self.account(owner, owner_id, at) for owner, owner_id in owners])
+    def of(
+        self,
+        owners: Iterable[tuple[OwnerKind, str]],
+        at: datetime,
+        limited: Mapping[str, Sequence[Window]] = {},
+    ) -> tuple[AccountKey, ...]:
+        """Return the accounts of a path of owners, in its order.
+
+        An allocation always has that of its month; beside it, an owner has those of the windows
+        in which it is `limited`.
+        """
+        path: list[AccountKey] = []
+        for owner, owner_id in owners:
+            windows = limited.get(owner_id, ())
+            if owner == "allocation" and BOOK_WINDOW not in windows:
+                path.append(self.account(owner, owner_id, at))
+            path.extend([self.account(owner, owner_id, at, window) for window in windows])
+        return tuple(path)
 
 
 def dearest(bundles: Sequence[Usage], price: Price | None) -> Usage:

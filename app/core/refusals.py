@@ -44,6 +44,7 @@ class Reason(Enum):
     ALLOCATION_PAUSED = "allocation_paused"
     ALLOCATION_QUARANTINED = "allocation_quarantined"
     ALLOCATION_REVOKED = "allocation_revoked"
+    BUDGET_EXCEEDED = "token_budget_exceeded"
     TOKENS_EXCEEDED = "quota_exceeded"
     COST_EXCEEDED = "cost_quota_exceeded"
     RESERVED = "quota_reserved"
@@ -59,6 +60,7 @@ OUTCOME_OF: dict[Reason, Outcome | None] = {
     Reason.ALLOCATION_PAUSED: "rejected_inactive",
     Reason.ALLOCATION_QUARANTINED: "rejected_inactive",
     Reason.ALLOCATION_REVOKED: "rejected_inactive",
+    Reason.BUDGET_EXCEEDED: "rejected_quota_exceeded",
     Reason.TOKENS_EXCEEDED: "rejected_quota_exceeded",
     Reason.COST_EXCEEDED: "rejected_cost_quota_exceeded",
     Reason.RESERVED: "rejected_quota_reserved",

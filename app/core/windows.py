@@ -10,12 +10,15 @@ clocks do meanwhile.
 """
 
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Literal
+from typing import Literal, get_args
 from zoneinfo import ZoneInfo
 
 import msgspec
 
 Window = Literal["hour", "day", "month", "lifetime"]
+
+WINDOWS: tuple[Window, ...] = get_args(Window)
+"""The shortest first: the order in which the limits of one owner are looked at."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)

@@ -40,6 +40,7 @@ from app.core.ledger import (
     CallFacts,
     Demand,
     Grant,
+    OwnerKind,
     Settlement,
 )
 from app.core.metering import Quantity, Usage, members_of, tokens_of
@@ -458,7 +459,7 @@ class Exchange:
         call.provider = self.directory.providers.get(call.model.provider_id)
         call.model_facts = facts_of(call.model, self.settings)
         call.ceiling = call.endpoint.ceiling(call.request, call.model_facts)
-        call.path = self.paths.of((("allocation", call.allocation.id),), call.started_at)
+        call.path = self.path(call)
         if call.price is None and call.endpoint.answer == "binary":
             # Nothing but the request itself can meter it, so no other bundle can come true.
             call.ceiling = Ceiling(call.ceiling.bundles[:1], call.ceiling.open)
@@ -478,6 +479,14 @@ class Exchange:
             call.demand = demand_for(call.ceiling, call.price, call.path, policy)
             return call.demand
         return demand_for(call.ceiling, call.price, call.path, policy)
+
+    def path(self, call: Call) -> tuple[AccountKey, ...]:
+        """Return the accounts that a call is charged to."""
+        owners: tuple[tuple[OwnerKind, str], ...] = (
+            ("key", call.key.id),
+            ("allocation", call.allocation.id),
+        )
+        return self.paths.of(owners, call.started_at, self.directory.limited)
 
     def facts(self, call: Call, account_ids: tuple[str, ...]) -> CallFacts:
         only = call.key.allocation_ids[0] if len(call.key.allocation_ids) == 1 else None

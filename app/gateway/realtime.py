@@ -250,9 +250,7 @@ class _Socket:
             if isinstance(terms, Refusal):
                 raise _NotRealtime(terms)
             call.allocation, call.price = grantee.allocation, grantee.price
-            call.path = self.exchange.paths.of(
-                (("allocation", call.allocation.id),), call.started_at
-            )
+            call.path = self.exchange.path(call)
             call.facts = self.exchange.facts(call, tuple([key.id for key in call.path]))
             self.session = Session(
                 kind,
@@ -770,8 +768,10 @@ class _Socket:
                 while not self.session.idle and not listening.done():
                     self.progress.clear()
                     told = asyncio.create_task(self.progress.wait())
-                    await asyncio.wait([told, listening], return_when=asyncio.FIRST_COMPLETED)
-                    told.cancel()
+                    try:
+                        await asyncio.wait([told, listening], return_when=asyncio.FIRST_COMPLETED)
+                    finally:
+                        await _cancelled(told)
 
     async def _settle(self, end: End) -> None:
         call, session = self.call, self.session

@@ -22,14 +22,14 @@ from sqlalchemy import (
     Table,
     Text,
     cast,
-    delete,
     func,
     insert,
     literal,
     select,
+    union_all,
     update,
 )
-from sqlalchemy.dialects.postgresql import JSONB, distinct_on
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, aggregate_order_by, distinct_on
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from app.core.access import (
@@ -43,6 +43,7 @@ from app.core.access import (
 )
 from app.core.ledger import Account, AccountKey, Meter
 from app.core.pricing import Rate
+from app.core.windows import Window
 from app.store import schema
 from app.store.database import Connection
 from app.store.directory import rates_json
@@ -126,8 +127,16 @@ class AllocationRecord(msgspec.Struct, frozen=True):
         return self.cap_tokens if meter == "tokens" else self.cap_nano
 
 
+class LimitRecord(msgspec.Struct, frozen=True):
+    """A limit: the most in each period of a window, in tokens or nano-USD."""
+
+    meter: Meter
+    window: Window
+    amount: int
+
+
 class KeyRecord(msgspec.Struct, frozen=True):
-    """A bearer secret of a member, without the secret."""
+    """A bearer secret of a member, without the secret; `usage.key_views` adds what is used."""
 
     id: str
     member_id: str
@@ -139,6 +148,7 @@ class KeyRecord(msgspec.Struct, frozen=True):
     used_at: datetime | None
     revoked_at: datetime | None
     created_at: datetime
+    limits: list[LimitRecord]
 
 
 class Collection(Generic[Record]):
@@ -208,6 +218,20 @@ def _columns(table: Table, *names: str) -> list[ColumnElement[Any]]:
     return [table.c[name] for name in names]
 
 
+def _limits_of(owners: Table) -> ColumnElement[Any]:
+    table = schema.limits
+    limit = func.jsonb_build_object(
+        "meter", table.c.meter, "window", table.c.window_kind, "amount", table.c.amount
+    )
+    listed = func.jsonb_agg(aggregate_order_by(limit, table.c.window_kind, table.c.meter))
+    return (
+        select(func.coalesce(listed, cast(literal("[]"), JSONB)))
+        .where(table.c.owner_id == owners.c.id, table.c.amount.is_not(None))
+        .scalar_subquery()
+        .label("limits")
+    )
+
+
 def _cap(meter: Meter, label: str) -> ColumnElement[Any]:
     limits = schema.limits.alias(f"cap_{meter}")
     return (
@@ -268,7 +292,8 @@ keys = Collection(
             "used_at",
             "revoked_at",
             "created_at",
-        )
+        ),
+        _limits_of(schema.keys),
     ),
 )
 
@@ -378,44 +403,61 @@ async def prices_in_force(
     return frozenset((await connection.execute(statement)).scalars())
 
 
-# Caps
+# Limits
 
 
-async def set_cap(
-    connection: Connection, account: AccountKey, meter: Meter, amount: int | None, at: datetime
+async def set_limit(
+    connection: Connection,
+    account: AccountKey,
+    meter: Meter,
+    amount: int | None,
+    at: datetime,
+    charged: Sequence[AccountKey] = (),
 ) -> None:
-    """Limit an owner in the window of an account, from now on; None: no longer."""
+    """Limit an owner in the window of an account, from now on; None: no longer.
+
+    It starts from what was used in the period so far. `charged` are the accounts that every call
+    of the owner is charged to already: while they are locked, no call of it can begin.
+    """
     limits, accounts = schema.limits, schema.accounts
+    of_window = (limits.c.owner_id == account.owner_id, limits.c.window_kind == account.window)
     if amount is None:
-        await connection.execute(
-            delete(limits).where(
-                limits.c.owner_id == account.owner_id,
-                limits.c.meter == meter,
-                limits.c.window_kind == account.window,
-            )
-        )
+        lifted = update(limits).where(*of_window, limits.c.meter == meter).values(amount=None)
+        await connection.execute(lifted)
         return
+    standing = select(limits.c.meter).where(*of_window, limits.c.amount.is_not(None))
+    # Calls are charged to the account already, if another limit needs it.
+    is_open = account in charged or await _scalar(connection, standing.limit(1)) is not None
     # A period's first call may come at the same moment: a row that is missing locks nothing.
+    needed = sorted({account, *charged}, key=lambda key: key.id)
     await connection.execute(
         upsert(accounts)
         .values(
-            id=account.id,
-            owner=account.owner,
-            owner_id=account.owner_id,
-            window_kind=account.window,
-            period_start=account.start,
-            period_end=account.end,
+            [
+                {
+                    "id": key.id,
+                    "owner": key.owner,
+                    "owner_id": key.owner_id,
+                    "window_kind": key.window,
+                    "period_start": key.start,
+                    "period_end": key.end,
+                }
+                for key in needed
+            ]
         )
         .on_conflict_do_nothing()
     )
-    locked = select(*_columns(accounts, *Account.__struct_fields__))
-    row = (
-        await connection.execute(locked.where(accounts.c.id == account.id).with_for_update())
-    ).one()
-    standing = Account(**row._mapping)
+    locked = (
+        select(*_columns(accounts, *Account.__struct_fields__))
+        .where(accounts.c.id.in_([key.id for key in needed]))
+        .order_by(accounts.c.id)
+        .with_for_update()
+    )
+    rows = {row.id: Account(**row._mapping) for row in await connection.execute(locked)}
+    known = rows[account.id] if is_open else await _open(connection, account, rows[account.id])
     values = {
         "amount": amount,
-        "baseline": standing.used(meter) + standing.held(meter),
+        "baseline": known.used(meter) + known.held(meter),
         "baseline_account": account.id,
         "set_at": at,
     }
@@ -430,3 +472,73 @@ async def set_cap(
         )
         .on_conflict_do_update(index_elements=["owner_id", "meter", "window_kind"], set_=values)
     )
+
+
+async def _open(connection: Connection, key: AccountKey, account: Account) -> Account:
+    """Bring an account up to what its owner used in the period, and to what its calls hold.
+
+    Calls stay as they were booked: what they used comes in as one adjustment. Calls in flight
+    count in the account from now on.
+    """
+    calls, late, holds = schema.calls, schema.adjustments, schema.holds
+    owner = f"{key.owner}_id"
+    running = (
+        select(holds.c.call_id, holds.c.account_ids, holds.c.tokens, holds.c.nano)
+        .where(
+            holds.c.facts[owner].astext == key.owner_id,
+            cast(holds.c.facts["started_at"].astext, schema.calls.c.started_at.type) >= key.start,
+        )
+        .order_by(holds.c.call_id)
+        .with_for_update()
+    )
+    held = (await connection.execute(running)).all()
+    ranged = [calls.c[owner] == key.owner_id, calls.c.id >= func.uuid7_floor(key.start)]
+    if key.end is not None:
+        ranged.append(calls.c.id < func.uuid7_floor(key.end))
+    booked = select(calls.c.tokens, calls.c.cost_nano.label("nano")).where(*ranged)
+    adjusted = (
+        select(late.c.tokens, late.c.nano)
+        .join_from(late, calls, late.c.call_id == calls.c.id)
+        .where(*ranged)
+    )
+    parts = union_all(booked, adjusted).subquery()
+    sums = (
+        await connection.execute(
+            select(
+                func.coalesce(func.sum(parts.c.tokens), 0),
+                func.coalesce(func.sum(parts.c.nano), 0),
+            )
+        )
+    ).one()
+    tokens, nano = int(sums[0]) - account.used_tokens, int(sums[1]) - account.used_nano
+    joining = [row for row in held if key.id not in row.account_ids]
+    opened = msgspec.structs.replace(
+        account,
+        used_tokens=account.used_tokens + tokens,
+        used_nano=account.used_nano + nano,
+        held_tokens=account.held_tokens + sum(row.tokens for row in joining),
+        held_nano=account.held_nano + sum(row.nano or 0 for row in joining),
+    )
+    if tokens or nano:
+        await connection.execute(
+            insert(late).values(
+                account_ids=[key.id], tokens=tokens, nano=nano, reason="limit_opened"
+            )
+        )
+    if joining:
+        await connection.execute(
+            update(holds)
+            .where(holds.c.call_id.in_([row.call_id for row in joining]))
+            .values(
+                account_ids=func.array_append(holds.c.account_ids, cast(key.id, schema.ID)),
+                facts=func.jsonb_set(
+                    holds.c.facts,
+                    cast(literal("{account_ids}"), ARRAY(Text)),
+                    holds.c.facts["account_ids"].op("||")(cast(literal(f'"{key.id}"'), JSONB)),
+                ),
+            )
+        )
+    values = {name: getattr(opened, name) for name in Account.__struct_fields__ if name != "id"}
+    accounts = schema.accounts
+    await connection.execute(update(accounts).where(accounts.c.id == key.id).values(**values))
+    return opened

@@ -24,7 +24,9 @@ from psycopg_pool import AsyncConnectionPool
 
 from app.core.access import Allocation, Key, Member, Model, Provider
 from app.core.pricing import Price, Rate, make_price
+from app.core.windows import WINDOWS, Window
 from app.store.database import hung_up_after
+from app.tasks import cancelled
 
 log = structlog.get_logger(__name__)
 
@@ -56,6 +58,9 @@ class Directory:
         self.models: dict[str, Model] = {}
         self.prices: dict[str, tuple[Price, ...]] = {}
         self.providers: dict[str, Provider] = {}
+        self.limited: dict[str, tuple[Window, ...]] = {}
+        """The windows in which an owner has limits."""
+        self._limits: dict[str, set[tuple[str, Window]]] = {}
         self._digest_of_key: dict[str, bytes] = {}
         self._refresh: asyncio.Task[None] | None = None
         self._next: asyncio.Task[None] | None = None
@@ -69,10 +74,7 @@ class Directory:
 
     async def stop(self) -> None:
         """Stop listening."""
-        for task in (self._task, self._refresh, self._next):
-            if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        await cancelled((self._task, self._refresh, self._next))
 
     async def refresh(self) -> None:
         """Read what changed since `version`, as of no earlier than this call.
@@ -169,7 +171,15 @@ class Directory:
                     since,
                 )
             ).fetchall()
+            limits = await (
+                await connection.execute(
+                    "SELECT owner_id::text, meter, window_kind, amount IS NOT NULL"
+                    " FROM limits WHERE revision > %s",
+                    since,
+                )
+            ).fetchall()
         self._replace(members, allocations, keys, providers, models, prices)
+        self._limit(limits)
         self.version = version
         if self.on_change is not None:
             self.on_change()
@@ -213,6 +223,15 @@ class Directory:
             price = make_price(id, slug, effective_from, read_rates(rates))
             versions = [*self.prices.get(slug, ()), price]
             self.prices[slug] = tuple(sorted(versions, key=lambda p: p.effective_from))
+
+    def _limit(self, limits: list[tuple[str, str, Window, bool]]) -> None:
+        for owner_id, meter, window, stands in limits:
+            of_owner = self._limits.setdefault(owner_id, set())
+            (of_owner.add if stands else of_owner.discard)((meter, window))
+            windows = {limited for _, limited in of_owner}
+            self.limited[owner_id] = tuple(window for window in WINDOWS if window in windows)
+            if not windows:
+                del self._limits[owner_id], self.limited[owner_id]
 
     async def _listen(self) -> None:
         while True:

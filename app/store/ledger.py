@@ -50,6 +50,7 @@ from app.core.ledger import (
 from app.core.refusals import Outcome, Reason, Refusal
 from app.store.pipe import Command, Pipe
 from app.store.spool import Answer, Entry, Spool
+from app.tasks import cancelled
 
 log = structlog.get_logger(__name__)
 
@@ -72,7 +73,7 @@ SELECT
     (SELECT directory_version FROM installation),
     (SELECT json_agg(json_build_object(
         'owner_id', owner_id, 'meter', meter, 'window', window_kind, 'amount', amount))::text
-     FROM limits WHERE owner_id = ANY($3::uuid[])),
+     FROM limits WHERE owner_id = ANY($3::uuid[]) AND amount IS NOT NULL),
     (SELECT json_agg(ended)::text FROM ended),
     (SELECT json_agg(kept)::text FROM kept)
 """
@@ -327,6 +328,8 @@ class Ledger:
         self.batch_max = batch_max
         self.live: dict[str, Actual | None] = {}
         """Calls of this process that hold something, and what they used by last account."""
+        self._widened: dict[str, tuple[str, ...]] = {}
+        """Accounts of a call beside those of its path: a limit was added while it ran."""
         self.on_stopped: Callable[[str], None] | None = None
         """Told of a call of this process that was ordered to stop, until it has settled."""
         self.batches = 0
@@ -359,12 +362,10 @@ class Ledger:
         """Finish what is queued (or spool it), then close."""
         self._stopping = True
         self._wake.set()
-        for task in self._tasks[1:]:
-            task.cancel()
+        await cancelled(self._tasks[1:])
         if self._tasks:
             await asyncio.wait(self._tasks[:1], timeout=self.wait_s + 2)
-            self._tasks[0].cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancelled(self._tasks)
         # The loop may have been stopped in the middle of a batch that hung.
         for op in dict.fromkeys([*self._batch, *self._queue]):
             if op.future.cancelled() or not op.future.done():
@@ -407,6 +408,7 @@ class Ledger:
         op = _Settle(settlement, accounts, answer)
         op.careful = replayed
         result: Settled = await self._submit(op)
+        self._widened.pop(settlement.facts.id, None)
         if result.booking != "spooled":
             self.spool.settled(settlement.facts.id)
         return result
@@ -426,6 +428,7 @@ class Ledger:
     async def recover(self, call_id: str, account_ids: tuple[str, ...]) -> Booking | None:
         """Book a call whose hold has outlived its deadline. Raises `LedgerUnavailable`."""
         result: Booking | None = await self._submit(_Recover(call_id, account_ids))
+        self._widened.pop(call_id, None)
         return result
 
     def _submit(self, op: _Op) -> asyncio.Future[Any]:
@@ -440,21 +443,37 @@ class Ledger:
 
     async def _run(self) -> None:
         while True:
-            if not self._queue:
-                if self._stopping:
+            try:
+                if not await self._turn():
                     return
-                self._wake.clear()
-                await self._wake.wait()
-                continue
-            if (self._pipe is None or self._pipe.broken) and not await self._reconnect():
-                if self._stopping and not self._queue:
-                    return
-                await asyncio.sleep(0.1)
-                continue
-            self._batch = self._take()
-            if self._batch:
-                await self._run_batch(self._batch)
+            except Exception:
+                # Whatever it was, nobody waits for an answer that will not come.
+                log.exception("ledger_loop_failed")
+                await self._disconnect()
+                self._went_down()
+                for op in self._batch:
+                    if not op.future.done():
+                        self._give_up(op)
                 self._batch = []
+
+    async def _turn(self) -> bool:
+        """Commit one batch, once there is something to commit; False if there will not be."""
+        if not self._queue:
+            if self._stopping:
+                return False
+            self._wake.clear()
+            await self._wake.wait()
+            return True
+        if (self._pipe is None or self._pipe.broken) and not await self._reconnect():
+            if self._stopping and not self._queue:
+                return False
+            await asyncio.sleep(0.1)
+            return True
+        self._batch = self._take()
+        if self._batch:
+            await self._run_batch(self._batch)
+            self._batch = []
+        return True
 
     def _take(self) -> list[_Op]:
         batch: list[_Op] = []
@@ -551,6 +570,7 @@ class Ledger:
                         one_shots.append(op.facts.key_id)
                 case _Settle():
                     self._path(op.accounts, accounts, owners)
+                    self._widen(op.settlement.facts.id, accounts)
                     settled.append(op.settlement.facts.id)
                     # A call refused before the ledger saw it has neither hold nor account.
                     if op.accounts:
@@ -559,10 +579,12 @@ class Ledger:
                         careful.append(op.settlement.facts.id)
                 case _Extend():
                     self._path(op.demand.accounts, accounts, owners)
+                    self._widen(op.call_id, accounts)
                     looked.append(op.call_id)
                 case _Recover():
                     for account_id in op.account_ids:
                         accounts.setdefault(account_id, None)
+                    self._widen(op.call_id, accounts)
                     looked.append(op.call_id)
                     careful.append(op.call_id)
         commands: list[Command] = [
@@ -574,13 +596,18 @@ class Ledger:
             commands.append((ONE_SHOT_SQL, [_array(one_shots)]))
         results: list[tuple[_Op, object]] = []
 
-        def decide(found: list[PGresult], booked: Sequence[Booked]) -> list[Command]:
+        def holds_in(read: PGresult) -> tuple[list[_HoldWire], list[_HoldWire]]:
+            return _holds(read, 2), _holds(read, 3)
+
+        def decide(
+            found: list[PGresult], wires: Iterable[_HoldWire], booked: Sequence[Booked]
+        ) -> list[Command]:
             _, locked, read, *keys = found
             usable = {_text(keys[0], row) for row in range(keys[0].ntuples)} if keys else set()
             books = Books(
                 [_account(locked, row) for row in range(locked.ntuples)],
                 _decode_limits(read.get_value(0, 1) or b"null") or [],
-                [wire.hold() for column in (2, 3) for wire in _holds(read, column)],
+                [wire.hold() for wire in wires],
                 booked,
             )
             answers: list[dict[str, object]] = []
@@ -589,17 +616,28 @@ class Ledger:
             results.extend(self._decide(batch, books, version, usable, used_keys, answers))
             return self._writes(books, set(settled), used_keys, answers)
 
-        def doubtful(read: PGresult) -> list[str]:
+        def doubtful(ended: Iterable[_HoldWire]) -> list[str]:
             # Only then can the books already have a call: it has no hold (any more), or it comes
             # again.
-            ended = {wire.call_id for wire in _holds(read, 2)}
-            return [id for id in expected if id not in ended] + careful
+            known = {wire.call_id for wire in ended}
+            return [id for id in expected if id not in known] + careful
+
+        def wider(wires: Iterable[_HoldWire]) -> dict[str, tuple[str, ...]]:
+            # Holds that count in an account which is not locked.
+            return {
+                wire.call_id: wire.account_ids
+                for wire in wires
+                if any(id not in accounts for id in wire.account_ids)
+            }
 
         def at_once(found: list[PGresult]) -> list[Command] | None:
             # The usual case needs nothing more, and no turn of the event loop in between.
-            if found[1].ntuples < len(accounts) or doubtful(found[2]):
+            if found[1].ntuples < len(accounts):
                 return None
-            return decide(found, ())
+            ended, kept = holds_in(found[2])
+            if doubtful(ended) or wider([*ended, *kept]):
+                return None
+            return decide(found, [*ended, *kept], ())
 
         found = await pipe.run(commands, at_once)
         if not results:
@@ -609,8 +647,15 @@ class Ledger:
                 await self._create_accounts([k for id, k in accounts.items() if id not in known])
                 self._queue.extendleft(reversed(batch))
                 return
-            [rows] = await pipe.run([(BOOKED_SQL, [_array(doubtful(found[2]))])])
-            await pipe.run(decide(found, [_booked(rows, row) for row in range(rows.ntuples)]))
+            ended, kept = holds_in(found[2])
+            if widened := wider([*ended, *kept]):
+                await self._rollback()
+                self._widened |= widened
+                self._queue.extendleft(reversed(batch))
+                return
+            [rows] = await pipe.run([(BOOKED_SQL, [_array(doubtful(ended))])])
+            booked = [_booked(rows, row) for row in range(rows.ntuples)]
+            await pipe.run(decide(found, [*ended, *kept], booked))
         self.batches += 1
         self.operations += len(batch)
         for op, result in results:
@@ -618,6 +663,10 @@ class Ledger:
         if self._down_since is not None:
             self._down_since = None
             log.info("ledger_back")
+
+    def _widen(self, call_id: str, accounts: dict[str, AccountKey | None]) -> None:
+        for account_id in self._widened.get(call_id, ()):
+            accounts.setdefault(account_id, None)
 
     @staticmethod
     def _path(

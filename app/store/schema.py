@@ -23,6 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 
 _id: Final = UUID(as_uuid=False)
+ID: Final = _id
 _instant: Final = DateTime(timezone=True)
 
 metadata: Final = MetaData()
@@ -161,6 +162,7 @@ holds: Final = Table(
     Column("nano", BigInteger),
     Column("facts", JSONB),
     Column("checkpoint", JSONB),
+    Column("account_ids", ARRAY(_id)),
     Column("stopped", Boolean),
 )
 
@@ -193,8 +195,10 @@ adjustments: Final = Table(
     metadata,
     Column("id", _id, primary_key=True),
     Column("call_id", _id),
+    Column("account_ids", ARRAY(_id)),
     Column("tokens", BigInteger),
     Column("nano", BigInteger),
+    Column("reason", Text),
 )
 
 audit: Final = Table(

@@ -27,9 +27,9 @@ from app.core.ledger import Account, Meter, account_key, account_state
 from app.core.metering import Quantity
 from app.core.money import nano_to_usd
 from app.core.refusals import LimitDocument, Outcome, Shortfall, limit_document
-from app.core.windows import Calendar, Period
+from app.core.windows import WINDOWS, Calendar, Period, Window
 from app.store import schema
-from app.store.catalogue import AllocationRecord, allocations, keys
+from app.store.catalogue import AllocationRecord, KeyRecord, LimitRecord, allocations, keys
 from app.store.database import Connection, Database
 
 State = Literal["ok", "near", "critical", "exhausted", "paused"]
@@ -162,6 +162,41 @@ class KeyStanding(Standing, frozen=True, kw_only=True):
     cost_remaining: str | None
 
 
+class LimitStanding(msgspec.Struct, frozen=True, kw_only=True):
+    """A limit and how it stands: USD as decimal strings, tokens as numbers.
+
+    `percent` is of what is used, and null of a limit of 0.
+    """
+
+    meter: Meter
+    window: Window
+    amount: int | str
+    used: int | str
+    held: int | str
+    remaining: int | str
+    percent: float | None
+    exceeded: bool
+    resets_at: datetime | None
+
+
+class KeyView(msgspec.Struct, frozen=True, kw_only=True):
+    """A key without its secret, and how its limits stand."""
+
+    id: str
+    member_id: str
+    name: str
+    hint: str
+    allocation_ids: list[str]
+    expires_at: datetime | None
+    one_shot: bool
+    used_at: datetime | None
+    revoked_at: datetime | None
+    created_at: datetime
+    token_budget: int | None
+    """The lifetime tokens it may use; null is unlimited."""
+    limits: list[LimitStanding]
+
+
 class KeyDocument(msgspec.Struct, frozen=True, kw_only=True):
     """A key as it sees itself."""
 
@@ -170,6 +205,8 @@ class KeyDocument(msgspec.Struct, frozen=True, kw_only=True):
     hint: str
     expires_at: datetime | None
     allocations: list[KeyStanding]
+    token_budget: int | None
+    limits: list[LimitStanding]
     tokens_used_this_month: int
     cost_used_this_month: str
     unpriced_calls_this_month: int
@@ -223,6 +260,68 @@ async def standings(
     return [standing(record, accounts.get(record.id), period) for record in records]
 
 
+def limit_standing(limit: LimitRecord, account: Account | None, period: Period) -> LimitStanding:
+    """Show how a limit stands in a period; no account: nothing was called yet."""
+    known = account if account is not None else Account("")
+    used, held = known.used(limit.meter), known.held(limit.meter)
+
+    def shown(value: int) -> int | str:
+        return nano_to_usd(value) if limit.meter == "usd" else value
+
+    return LimitStanding(
+        meter=limit.meter,
+        window=limit.window,
+        amount=shown(limit.amount),
+        used=shown(used),
+        held=shown(held),
+        remaining=shown(max(0, limit.amount - used - held)),
+        percent=None if limit.amount == 0 else round(100 * used / limit.amount, 2),
+        exceeded=used >= limit.amount,
+        resets_at=period.end,
+    )
+
+
+async def key_views(
+    connection: Connection, records: Sequence[KeyRecord], calendar: Calendar, at: datetime
+) -> list[KeyView]:
+    """Show keys and how their limits stand."""
+    periods = {window: calendar.period(window, at) for window in WINDOWS}
+    ids = {
+        (record.id, limit.window): account_key(
+            "key", record.id, limit.window, periods[limit.window]
+        ).id
+        for record in records
+        for limit in record.limits
+    }
+    table = schema.accounts
+    columns = [table.c[name] for name in Account.__struct_fields__]
+    accounts: dict[str, Account] = {}
+    if ids:
+        rows = await connection.execute(select(*columns).where(table.c.id.in_(list(ids.values()))))
+        accounts = {row["id"]: Account(**row) for row in rows.mappings()}
+    views = []
+    for record in records:
+        fields = msgspec.structs.asdict(record)
+        fields["limits"] = [
+            limit_standing(limit, accounts.get(ids[record.id, limit.window]), periods[limit.window])
+            for limit in record.limits
+        ]
+        views.append(KeyView(**fields, token_budget=token_budget(record)))
+    return views
+
+
+def token_budget(record: KeyRecord) -> int | None:
+    """Return the lifetime tokens that a key may use; None: no end of them."""
+    return next(
+        (
+            limit.amount
+            for limit in record.limits
+            if (limit.meter, limit.window) == ("tokens", "lifetime")
+        ),
+        None,
+    )
+
+
 async def key_document(
     database: Database, calendar: Calendar, key: Key, at: datetime
 ) -> dict[str, Any]:
@@ -236,12 +335,15 @@ async def key_document(
         query = UsageQuery(("key",), period.start, period.end, {"key_id": key.id}, "UTC")
         async for row in usage_rows(connection, query):
             used = row
+        views = await key_views(connection, [] if record is None else [record], calendar, at)
     document = KeyDocument(
         id=key.id,
         name=record.name if record is not None else "",
         hint=record.hint if record is not None else "",
         expires_at=key.expires_at,
         allocations=[_key_standing(one, accounts.get(one.id), period) for one in opened],
+        token_budget=views[0].token_budget if views else None,
+        limits=views[0].limits if views else [],
         tokens_used_this_month=used.tokens,
         cost_used_this_month=used.cost_usd,
         unpriced_calls_this_month=used.unpriced_calls,

@@ -198,6 +198,9 @@ SCENARIOS = {
         at      2026-01-15T13:00:00
         reserve b tokens=10 usd=0 path=key:lifetime,key:hour -> held
         reserve c tokens=1 usd=0 path=key            -> held unlimited
+        reserve d tokens=101 usd=0 path=key:lifetime -> token_budget_exceeded owner=key window=lifetime resets=never
+        limit   key usd 1 lifetime
+        reserve d tokens=1 usd=2 path=key:lifetime -> cost_quota_exceeded window=lifetime
     """,
     "the tightest owner decides how much of an open answer is granted": """
         limit   allocation tokens 100000
@@ -1071,6 +1074,26 @@ def test_an_allocation_that_was_never_used_is_ok_unless_its_cap_is_0() -> None:
     assert account_state("active", {}, None) == "ok"
 
 
+def test_a_call_settles_in_the_account_of_a_limit_that_was_added_while_it_ran() -> None:
+    other = msgspec.structs.replace(KEY, id="b")
+    facts = CallFacts("c", "c", "a", "k", "m", "m", "chat", None, KEY.start, (KEY.id,))
+    hold = Hold("c", (KEY.id, other.id), 5, 7, facts)
+    accounts = [Account(id, held_tokens=5, held_nano=7) for id in hold.account_ids]
+    books = Books(accounts, [], [hold])
+    settlement = Settlement(facts, "success", 200, Actual({}, 3, 4), KEY.start)
+    assert books.settle(settlement) == "booked"
+    for account in books.accounts.values():
+        assert (account.used_tokens, account.used_nano) == (3, 4)
+        assert (account.held_tokens, account.held_nano) == (0, 0)
+    [row] = books.calls
+    assert row.settlement.facts.account_ids == hold.account_ids
+
+
 def test_every_refusal_of_a_limit_is_recorded() -> None:
-    by_limit = (Reason.TOKENS_EXCEEDED, Reason.COST_EXCEEDED, Reason.RESERVED)
+    by_limit = (
+        Reason.BUDGET_EXCEEDED,
+        Reason.TOKENS_EXCEEDED,
+        Reason.COST_EXCEEDED,
+        Reason.RESERVED,
+    )
     assert all(OUTCOME_OF[reason] is not None for reason in by_limit)

@@ -18,7 +18,7 @@ from app.core.ledger import AccountKey, account_key
 from app.core.metering import TOKEN_UNITS, UNITS, Quantity, Usage, tokens_of
 from app.core.preflight import Paths, another_slice, dearest, demand_for
 from app.core.pricing import PARENT, Price, Rate, make_price
-from app.core.windows import Calendar, period_of
+from app.core.windows import Calendar, Window, period_of
 
 NOW = datetime(2026, 5, 5, 12, tzinfo=UTC)
 UTC_ZONE = ZoneInfo("UTC")
@@ -30,7 +30,8 @@ def price_of(**nano_each: int) -> Price:
 
 
 def path_of(at: datetime = NOW) -> tuple[AccountKey, ...]:
-    return Paths(Calendar(UTC_ZONE)).of((("allocation", "a"), ("pool", "p")), at)
+    owners = (("allocation", "a"), ("pool", "p"))
+    return Paths(Calendar(UTC_ZONE)).of(owners, at, {"p": ("month",)})  # type: ignore[arg-type]
 
 
 CHAT = price_of(input_token=1, output_token=4, reasoning_token=5)
@@ -162,6 +163,24 @@ def test_a_path_keeps_the_order_of_its_owners() -> None:
         ("allocation", "a", "month"),
         ("pool", "p", "month"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("limited", "accounts"),
+    [
+        ({}, ["allocation a month"]),
+        ({"k": ("hour", "lifetime")}, ["key k hour", "key k lifetime", "allocation a month"]),
+        # What is on the cards is there anyway, and once.
+        ({"a": ("day", "month")}, ["allocation a day", "allocation a month"]),
+        ({"a": ("day",)}, ["allocation a month", "allocation a day"]),
+        ({"other": ("day",)}, ["allocation a month"]),
+    ],
+)
+def test_an_owner_is_charged_in_the_windows_in_which_it_is_limited(
+    limited: dict[str, tuple[Window, ...]], accounts: list[str]
+) -> None:
+    path = Paths(Calendar(UTC_ZONE)).of((("key", "k"), ("allocation", "a")), NOW, limited)
+    assert [f"{key.owner} {key.owner_id} {key.window}" for key in path] == accounts
 
 
 def test_a_path_changes_with_the_month_and_back() -> None:

@@ -320,6 +320,8 @@ class Model:
             reason = Reason.RESERVED
         else:
             reason = Reason.TOKENS_EXCEEDED if meter == "tokens" else Reason.COST_EXCEEDED
+            if (meter, key.owner, key.window) == ("tokens", "key", "lifetime"):
+                reason = Reason.BUDGET_EXCEEDED
         return Refusal(
             reason,
             Shortfall(

@@ -111,6 +111,8 @@ class PostgresSystem:
 
     def reset(self) -> None:
         self.connection.execute("TRUNCATE accounts, limits, holds, calls, adjustments")
+        # Calls are charged to what the machine says: there is no directory to be behind.
+        self.connection.execute("ALTER TABLE limits DISABLE TRIGGER limits_touch")
         self.ledger.live.clear()
 
     def run(self, operations: list[Operation]) -> list[Result]:
