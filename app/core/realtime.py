@@ -677,13 +677,11 @@ class Session:
         wanted = self._wanted(self._worst)
         if self._clamp is None or self._clamp >= wanted:
             # It has room again for what the client wants.
-            if self._told is None:
-                return []
             told, maximum = None, self._after.maximum or "inf"
         else:
             told = maximum = min(self._clamp, self._wanted(self._after))
-            if told == self._told:
-                return []
+        if told == self._told:
+            return []
         self._told = told
         self._add_claim(_Claim({}, OUR_EVENT_ID, ours=True))
         session: dict[str, object] = {_MAXIMA[self._beta]: maximum}
