@@ -139,7 +139,7 @@ CROSS JOIN LATERAL (
            CASE l.meter WHEN 'tokens' THEN a.overrun_tokens ELSE a.overrun_nano END::numeric
                AS overrun
 ) AS v
-WHERE used + held > most + overrun
+WHERE l.amount IS NOT NULL AND used + held > most + overrun
 ORDER BY a.id, l.meter LIMIT %(most)s
 """
 PRICELESS = """

@@ -478,7 +478,7 @@ class House:
             what="exactly one row for every call",
         )
         found = asyncio.run(reconcile(self.dsn, lambda *step: None, at_rest=True))
-        assert [str(one) for one in found] == []
+        assert found == [], [str(one) for one in found]
         for server in self.servers:
             self._audit_log(server.news())
 

@@ -166,6 +166,8 @@ async def test_a_hold_may_be_as_old_as_the_reaper_needs(rows: Rows, ledger: Ledg
         ("amount = 17", True),
         # A period that was over when the limit was set is not judged by it.
         ("amount = 1, set_at = now() + interval '40 days'", True),
+        # One that was lifted judges nothing.
+        ("amount = NULL, baseline = 1", True),
         # Another window is another matter.
         ("amount = 1, window_kind = 'day'", True),
     ],
