@@ -56,6 +56,7 @@ from app.problems import (
     upstream_timeout,
 )
 from app.store.ledger import Granted, LedgerUnavailable, Stale
+from app.tasks import cancelled
 
 log = structlog.get_logger(__name__)
 
@@ -395,12 +396,12 @@ class _Socket:
                 ]
             end = await self.ended
             if upstream is not None:
-                await _cancelled(tasks[0], *tasks[2:])
+                await cancelled([tasks[0], *tasks[2:]])
                 await self._linger(upstream, tasks[1], end)
         except Exception:
             log.exception("session_failed", call_id=self.call.id)
         finally:
-            await _cancelled(*tasks)
+            await cancelled(tasks)
             if upstream is not None:
                 # Nobody waits for how the provider says goodbye.
                 closing = asyncio.create_task(_closed_politely(upstream))
@@ -456,7 +457,7 @@ class _Socket:
         waited: list[asyncio.Future[Any]] = [connecting, self.ended]
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         if not connecting.done():
-            await _cancelled(connecting)
+            await cancelled([connecting])
             return None
         try:
             return connecting.result()
@@ -771,7 +772,7 @@ class _Socket:
                     try:
                         await asyncio.wait([told, listening], return_when=asyncio.FIRST_COMPLETED)
                     finally:
-                        await _cancelled(told)
+                        await cancelled([told])
 
     async def _settle(self, end: End) -> None:
         call, session = self.call, self.session
@@ -948,12 +949,6 @@ class _Connect(connect):
 
 async def _connected(address: str, **options: Any) -> ClientConnection:
     return await _Connect(address, **options)
-
-
-async def _cancelled(*tasks: "asyncio.Future[Any]") -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _closed_politely(upstream: ClientConnection) -> None:
