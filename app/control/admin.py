@@ -31,6 +31,15 @@ from msgspec import UNSET, UnsetType
 from app.control import wire
 from app.control.desk import Change, Desk
 from app.control.errors import documented, invalid, taken, unknown
+from app.control.limits import (
+    BUDGET,
+    LimitInput,
+    LimitName,
+    read_budget,
+    read_limits,
+    set_limits,
+    shown,
+)
 from app.control.wire import Input, Page
 from app.core.access import (
     Allocation,
@@ -45,9 +54,7 @@ from app.core.access import (
 )
 from app.core.ledger import Meter, account_key
 from app.core.metering import UNITS
-from app.core.money import nano_to_usd
 from app.core.pricing import InvalidRates, Rate, check_rates
-from app.core.windows import WINDOWS, Window
 from app.ids import uuid7
 from app.store import catalogue, usage
 from app.store.catalogue import (
@@ -731,14 +738,10 @@ async def _set_caps(
             _CAP_EVENT[meter],
             "allocation",
             record.id,
-            before=_amount(meter, record.cap(meter)),
-            after=_amount(meter, amount),
+            before=shown(meter, record.cap(meter)),
+            after=shown(meter, amount),
             reason=reason,
         )
-
-
-def _amount(meter: Meter, amount: int | None) -> int | str | None:
-    return nano_to_usd(amount) if meter == "usd" and amount is not None else amount
 
 
 async def _known_models(change: Change, models: Sequence[str]) -> None:
@@ -809,14 +812,6 @@ def _configured(record: AllocationRecord) -> dict[str, object]:
 # Keys
 
 
-class LimitInput(Input):
-    """A limit: an amount of tokens (a number) or of USD (a decimal string) for each window."""
-
-    meter: Meter
-    window: str
-    amount: Decimal
-
-
 class KeyInput(Input):
     """A key to add. A limit of 0 blocks; a token budget of 0, or none, is unlimited."""
 
@@ -847,67 +842,17 @@ class KeyWithSecret(KeyView, frozen=True, kw_only=True):
     key: str
 
 
-LimitName = tuple[Meter, Window]
-_BUDGET: Final[LimitName] = ("tokens", "lifetime")
-
-
-def _limits(asked: Sequence[LimitInput]) -> dict[LimitName, int]:
-    """Check limits, and turn their amounts into tokens and nano-USD."""
-    limits: dict[LimitName, int] = {}
-    for n, limit in enumerate(asked):
-        field = f"limits[{n}]"
-        window = next((known for known in WINDOWS if known == limit.window), None)
-        if window is None:
-            raise invalid(f"{field}.window", f"must be one of {', '.join(WINDOWS)}")
-        name = (limit.meter, window)
-        if name in limits:
-            raise invalid(field, f"limits {limit.meter} by the {window} a second time")
-        if limit.meter == "usd":
-            amount = wire.cap_nano(f"{field}.amount", limit.amount)
-        else:
-            if limit.amount != limit.amount.to_integral_value():
-                raise invalid(f"{field}.amount", "must be a whole number of tokens")
-            amount = wire.cap_tokens(f"{field}.amount", int(limit.amount))
-        assert amount is not None, "only null is none"
-        limits[name] = amount
-    return limits
-
-
-def _budget(value: int | None, limits: Mapping[LimitName, int | None]) -> int | None:
-    """Check a token budget: a limit of the lifetime's tokens, of which 0 is none."""
-    budget = wire.cap_tokens("token_budget", value) or None
-    if budget is not None and limits.get(_BUDGET, budget) != budget:
-        raise invalid("token_budget", "is not what `limits` says of the lifetime's tokens")
-    return budget
-
-
 async def _set_limits(
     change: Change,
     record: KeyRecord,
     wanted: Mapping[LimitName, int | None],
     reason: str | None,
 ) -> None:
-    """Set the limits of a key that differ from those it has; None lifts one."""
-    calendar = change.desk.deps.calendar
-    month = calendar.period("month", change.at)
+    month = change.desk.deps.calendar.period("month", change.at)
     charged = [account_key("allocation", id, "month", month) for id in record.allocation_ids]
-    known = {(limit.meter, limit.window): limit.amount for limit in record.limits}
-    before: dict[str, object] = {}
-    after: dict[str, object] = {}
-    for (meter, window), amount in wanted.items():
-        former = known.get((meter, window))
-        if amount == former:
-            continue
-        account = account_key("key", record.id, window, calendar.period(window, change.at))
-        await catalogue.set_limit(
-            change.connection, account, meter, amount, change.at, charged=charged
-        )
-        before[f"{meter} per {window}"] = _amount(meter, former)
-        after[f"{meter} per {window}"] = _amount(meter, amount)
-    if after:
-        await change.record(
-            "key_limits_updated", "key", record.id, before=before, after=after, reason=reason
-        )
+    await set_limits(
+        change, "key", record.id, record.limits, wanted, charged=charged, reason=reason
+    )
 
 
 async def _key_view(change: Change, key_id: str) -> KeyView:
@@ -922,10 +867,10 @@ async def add_key(data: JSONBody[KeyInput], desk: NamedDependency[Desk]) -> KeyW
     id, secret = uuid7(), new_key()
     member_id = str(data.member_id)
     name = wire.text("name", data.name)
-    limits: dict[LimitName, int | None] = {**_limits(data.limits)}
-    budget = _budget(data.token_budget, limits)
+    limits: dict[LimitName, int | None] = {**read_limits(data.limits)}
+    budget = read_budget(data.token_budget, limits)
     if budget is not None:
-        limits[_BUDGET] = budget
+        limits[BUDGET] = budget
     expires_at = None
     if data.expires_at is not None:
         expires_at = wire.instant("expires_at", data.expires_at)
@@ -996,8 +941,8 @@ async def change_key(
         allocation_ids = wire.distinct("allocation_ids", named)
         values["allocation_ids"] = allocation_ids
 
-    asked = None if data.limits is UNSET else _limits(data.limits)
-    budget = UNSET if data.token_budget is UNSET else _budget(data.token_budget, asked or {})
+    asked = None if data.limits is UNSET else read_limits(data.limits)
+    budget = UNSET if data.token_budget is UNSET else read_budget(data.token_budget, asked or {})
     reason = wire.reason(data.reason)
 
     async def work(change: Change) -> KeyView:
@@ -1008,10 +953,10 @@ async def change_key(
         wanted: dict[LimitName, int | None] = {}
         if asked is not None:
             names = [(limit.meter, limit.window) for limit in key.limits]
-            wanted = {name: None for name in names if name != _BUDGET}
+            wanted = {name: None for name in names if name != BUDGET}
             wanted |= asked
-        if budget is not UNSET and wanted.get(_BUDGET) is None:
-            wanted[_BUDGET] = budget
+        if budget is not UNSET and wanted.get(BUDGET) is None:
+            wanted[BUDGET] = budget
         await _set_limits(change, key, wanted, reason)
         return await _key_view(change, key_id)
 

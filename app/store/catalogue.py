@@ -119,12 +119,29 @@ class AllocationRecord(msgspec.Struct, frozen=True):
     ledger_outage: OutagePolicy
     unpriced: UnpricedPolicy
     created_at: datetime
+    billing_timezone: str | None
+    """Whose months its caps count; None: those of the installation."""
+    floor_tokens: int
+    locked: bool
+    service: bool
     cap_tokens: int | None
     cap_nano: int | None
 
     def cap(self, meter: Meter) -> int | None:
         """Return the monthly cap in the meter's unit; None: there is none."""
         return self.cap_tokens if meter == "tokens" else self.cap_nano
+
+
+class PoolRecord(msgspec.Struct, frozen=True):
+    """A parent of allocations and of pools, with limits of its own."""
+
+    id: str
+    parent_id: str | None
+    name: str
+    shares_out: bool
+    """Whether the token caps of its allocations are shared out anew at every month's start."""
+    created_at: datetime
+    limits: "list[LimitRecord]"
 
 
 class LimitRecord(msgspec.Struct, frozen=True):
@@ -274,6 +291,10 @@ allocations = Collection(
     schema.allocations,
     AllocationRecord,
     select(schema.allocations, _cap("tokens", "cap_tokens"), _cap("usd", "cap_nano")),
+)
+
+pools = Collection(
+    schema.pools, PoolRecord, select(schema.pools, _limits_of(schema.pools)), newest_first=False
 )
 
 keys = Collection(

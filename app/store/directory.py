@@ -24,7 +24,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from app.core.access import Allocation, Key, Member, Model, Provider
 from app.core.pricing import Price, Rate, make_price
-from app.core.windows import WINDOWS, Window
+from app.core.windows import Window, window_order
 from app.store.database import hung_up_after
 from app.tasks import cancelled
 
@@ -229,7 +229,7 @@ class Directory:
             of_owner = self._limits.setdefault(owner_id, set())
             (of_owner.add if stands else of_owner.discard)((meter, window))
             windows = {limited for _, limited in of_owner}
-            self.limited[owner_id] = tuple(window for window in WINDOWS if window in windows)
+            self.limited[owner_id] = tuple(sorted(windows, key=window_order))
             if not windows:
                 del self._limits[owner_id], self.limited[owner_id]
 

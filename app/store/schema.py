@@ -104,7 +104,46 @@ allocations: Final = Table(
     Column("overrun_policy", Text),
     Column("ledger_outage", Text),
     Column("unpriced", Text),
+    Column("billing_timezone", Text),
+    Column("floor_tokens", BigInteger),
+    Column("locked", Boolean),
+    Column("service", Boolean),
     Column("created_at", _instant),
+)
+
+pools: Final = Table(
+    "pools",
+    metadata,
+    Column("id", _id, primary_key=True),
+    Column("parent_id", _id),
+    Column("name", Text),
+    Column("shares_out", Boolean),
+    Column("created_at", _instant),
+)
+
+rebalances: Final = Table(
+    "rebalances",
+    metadata,
+    Column("id", _id, primary_key=True),
+    Column("pool_id", _id),
+    Column("month", _instant),
+    Column("automatic", Boolean),
+    Column("actor", Text),
+    Column("total_tokens", BigInteger),
+    Column("changes", JSONB),
+    Column("created_at", _instant),
+)
+
+chats: Final = Table(
+    "chats",
+    metadata,
+    Column("id", _id, primary_key=True),
+    Column("root_id", _id),
+    Column("parent_id", _id),
+    Column("member_id", _id),
+    Column("key_id", _id),
+    Column("created_at", _instant),
+    Column("deleted_at", _instant),
 )
 
 keys: Final = Table(
@@ -134,6 +173,42 @@ limits: Final = Table(
     Column("baseline", BigInteger),
     Column("baseline_account", _id),
     Column("set_at", _instant),
+    Column("watched", Boolean),
+    Column("topped_until", _instant),
+)
+
+top_ups: Final = Table(
+    "top_ups",
+    metadata,
+    Column("id", _id, primary_key=True),
+    Column("owner_id", _id),
+    Column("meter", Text),
+    Column("window_kind", Text),
+    Column("amount", BigInteger),
+    Column("starts_at", _instant),
+    Column("expires_at", _instant),
+    Column("reason", Text),
+    Column("request_id", _id),
+    Column("actor", Text),
+    Column("created_at", _instant),
+)
+
+top_up_requests: Final = Table(
+    "top_up_requests",
+    metadata,
+    Column("id", _id, primary_key=True),
+    Column("allocation_id", _id),
+    Column("member_id", _id),
+    Column("meter", Text),
+    Column("amount", BigInteger),
+    Column("reason", Text),
+    Column("expires", Text),
+    Column("status", Text),
+    Column("decided_by", Text),
+    Column("decided_at", _instant),
+    Column("decision_reason", Text),
+    Column("top_up_id", _id),
+    Column("created_at", _instant),
 )
 
 accounts: Final = Table(
@@ -152,6 +227,9 @@ accounts: Final = Table(
     Column("unpriced_calls", BigInteger),
     Column("overrun_tokens", BigInteger),
     Column("overrun_nano", BigInteger),
+    Column("slid_to", _instant),
+    Column("slid_tokens", BigInteger),
+    Column("slid_nano", BigInteger),
 )
 
 holds: Final = Table(
@@ -199,6 +277,83 @@ adjustments: Final = Table(
     Column("tokens", BigInteger),
     Column("nano", BigInteger),
     Column("reason", Text),
+    Column("unpriced", BigInteger),
+    Column("allocation_id", _id),
+    Column("price_id", _id),
+    Column("actor", Text),
+    Column("note", Text),
+    Column("created_at", _instant),
+)
+
+destinations: Final = Table(
+    "destinations",
+    metadata,
+    Column("id", _id, primary_key=True),
+    Column("name", Text),
+    Column("kind", Text),
+    Column("address", Text),
+    Column("events", ARRAY(Text)),
+    Column("secret", LargeBinary),
+    Column("secret_version", Integer),
+    Column("former_secret", LargeBinary),
+    Column("former_version", Integer),
+    Column("former_until", _instant),
+    Column("key_id", _id),
+    Column("enabled", Boolean),
+    Column("created_at", _instant),
+)
+
+alert_rules: Final = Table(
+    "alert_rules",
+    metadata,
+    Column("id", _id, primary_key=True),
+    Column("destination_id", _id),
+    Column("owner", Text),
+    Column("owner_id", _id),
+    Column("meter", Text),
+    Column("window_kind", Text),
+    Column("threshold", BigInteger),
+    Column("percent", Boolean),
+    Column("enabled", Boolean),
+    Column("created_at", _instant),
+)
+
+events: Final = Table(
+    "events",
+    metadata,
+    Column("id", _id, primary_key=True),
+    Column("kind", Text),
+    Column("rule_id", _id),
+    Column("body", Text),
+    Column("created_at", _instant),
+    Column("routed_at", _instant),
+)
+
+deliveries: Final = Table(
+    "deliveries",
+    metadata,
+    Column("id", _id, primary_key=True),
+    Column("event_id", _id),
+    Column("destination_id", _id),
+    Column("status", Text),
+    Column("attempts", Integer),
+    Column("first_at", _instant),
+    Column("next_at", _instant),
+    Column("last_status", Integer),
+    Column("last_error", Text),
+    Column("delivered_at", _instant),
+    Column("created_at", _instant),
+)
+
+delivery_attempts: Final = Table(
+    "delivery_attempts",
+    metadata,
+    Column("id", _id, primary_key=True),
+    Column("delivery_id", _id),
+    Column("at", _instant),
+    Column("status_code", Integer),
+    Column("error", Text),
+    Column("duration_ms", Integer),
 )
 
 audit: Final = Table(

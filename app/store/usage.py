@@ -27,7 +27,7 @@ from app.core.ledger import Account, Meter, account_key, account_state
 from app.core.metering import Quantity
 from app.core.money import nano_to_usd
 from app.core.refusals import LimitDocument, Outcome, Shortfall, limit_document
-from app.core.windows import WINDOWS, Calendar, Period, Window
+from app.core.windows import Calendar, Period, Window
 from app.store import schema
 from app.store.catalogue import AllocationRecord, KeyRecord, LimitRecord, allocations, keys
 from app.store.database import Connection, Database
@@ -285,7 +285,8 @@ async def key_views(
     connection: Connection, records: Sequence[KeyRecord], calendar: Calendar, at: datetime
 ) -> list[KeyView]:
     """Show keys and how their limits stand."""
-    periods = {window: calendar.period(window, at) for window in WINDOWS}
+    windows = {limit.window for record in records for limit in record.limits}
+    periods = {window: calendar.period(window, at) for window in windows}
     ids = {
         (record.id, limit.window): account_key(
             "key", record.id, limit.window, periods[limit.window]

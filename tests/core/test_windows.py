@@ -6,14 +6,13 @@ period as the zone's clock shows them.
 
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import get_args
 from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.core.windows import EPOCH, Calendar, Period, Window, period_of
+from app.core.windows import CALENDAR_WINDOWS, EPOCH, LIFETIME, Calendar, Period, Window, period_of
 
 
 def at(text: str) -> datetime:
@@ -140,7 +139,7 @@ def test_periods_neither_overlap_nor_leave_gaps(
     assert before.end == period.start
 
 
-@pytest.mark.parametrize("window", get_args(Window))
+@pytest.mark.parametrize("window", (*CALENDAR_WINDOWS, LIFETIME))
 def test_a_calendar_says_what_the_zone_says_in_any_order(window: Window) -> None:
     zone = ZoneInfo("America/New_York")
     calendar = Calendar(zone)
