@@ -27,10 +27,12 @@ import app
 from app.control import CONTROL_EXCEPTION_HANDLERS, ControlDeps, control_router
 from app.core.preflight import Paths
 from app.core.windows import Calendar
+from app.delivery import Delivery
 from app.gateway.door import Door
 from app.gateway.exchange import Exchange
 from app.gateway.realtime import Sessions
 from app.gateway.upstream import Upstream
+from app.receivers import Receivers
 from app.settings import Settings, psycopg_dsn
 from app.store.answers import Answers
 from app.store.database import Database, Pool, hung_up_after, kept_alive
@@ -105,6 +107,15 @@ class Gateway:
         self.sessions = Sessions(self.exchange)
         self.door = Door(self.exchange, self.database, self.calendar)
         self.worker = Worker(self.pool, self.ledger, reaper_period_s=settings.reaper_period_s)
+        self.receivers = Receivers(settings.webhook_private_cidrs)
+        self.delivery = Delivery(
+            self.pool,
+            self.vault,
+            self.receivers,
+            retry_s=settings.webhook_retry_s,
+            mail_server=settings.smtp_url,
+            mail_from=settings.smtp_from,
+        )
 
     async def start(self) -> None:
         """Start every part; PostgreSQL may come later."""
@@ -115,6 +126,7 @@ class Gateway:
         await self.ledger.start()
         if self.settings.worker:
             await self.worker.start()
+            await self.delivery.start()
         # What has been loaded so far stays: collecting garbage need not look at it again.
         gc.collect()
         gc.freeze()
@@ -124,6 +136,8 @@ class Gateway:
     async def stop(self) -> None:
         """Stop in the order in which parts need each other; queued settlements are finished."""
         await self.worker.stop()
+        await self.delivery.stop()
+        self.receivers.close()
         await self.ledger.stop()
         await self.directory.stop()
         await self.upstream.close()
@@ -216,6 +230,8 @@ def create_app(settings: Settings, database_url: str) -> Front:
             calendar=gateway.calendar,
             directory=gateway.directory,
             clock=lambda: datetime.now(UTC),
+            receivers=gateway.receivers,
+            mails=settings.smtp_url is not None,
         )
     )
     rest = Litestar(

@@ -1,7 +1,7 @@
 """The control plane: `/api/*`, where admins set up and members look.
 
 Owns the protocol of it: who is let in (`desk`), what bodies and documents look like (`wire`,
-`admin`, `reports`), and how it says no (`errors`). Owns no SQL and no rule of the ledger.
+`admin`, `alerts`, `reports`), and how it says no (`errors`). Owns no SQL and no rule of the ledger.
 
 A change takes one path: the gate names the actor, the handler checks single values, and one
 transaction checks them against what there is, writes, and leaves the audit event.
@@ -14,6 +14,7 @@ from litestar import Router
 from litestar.di import Provide
 
 from app.control.admin import admin_routers
+from app.control.alerts import alert_router
 from app.control.desk import ControlDeps, Envelope, Gate, desk_for
 from app.control.errors import (
     BODY_BYTES_MAX,
@@ -36,7 +37,9 @@ def control_router(deps: ControlDeps) -> Router:
         "/api",
         route_handlers=[
             Router(
-                "/admin", route_handlers=[*admin_routers(), report_router()], guards=[gate.admin]
+                "/admin",
+                route_handlers=[*admin_routers(), report_router(), alert_router()],
+                guards=[gate.admin],
             ),
             Router("/me", route_handlers=[me_router()], guards=[gate.me]),
         ],

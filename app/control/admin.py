@@ -30,7 +30,7 @@ from msgspec import UNSET, UnsetType
 
 from app.control import wire
 from app.control.desk import Change, Desk
-from app.control.errors import documented, invalid, taken, unknown
+from app.control.errors import documented, invalid, taken
 from app.control.limits import (
     BUDGET,
     LimitInput,
@@ -40,6 +40,13 @@ from app.control.limits import (
     set_limits,
     shown,
 )
+from app.control.records import again as _again
+from app.control.records import current as _current
+from app.control.records import given as _given
+from app.control.records import page_of as _page
+from app.control.records import show as _shown
+from app.control.records import update as _update
+from app.control.rules import NewSecret, read_key_threshold, read_webhook, set_key_alert
 from app.control.wire import Input, Page
 from app.core.access import (
     Allocation,
@@ -59,7 +66,6 @@ from app.ids import uuid7
 from app.store import catalogue, usage
 from app.store.catalogue import (
     AllocationRecord,
-    Collection,
     KeyRecord,
     MemberRecord,
     ModelRecord,
@@ -88,80 +94,6 @@ TOKENS_MAX: Final = 10**9
 IMAGE_TOKENS_MAX: Final = 10**6
 
 _hasher: Final = PasswordHasher()
-
-
-# What all of them do
-
-
-async def _page(
-    desk: Desk,
-    collection: Collection[Record],
-    cursor: str | None,
-    limit: int,
-    **equal: str | None,
-) -> Page[Record]:
-    """Return a page of a collection."""
-    by_slug = collection.key.key == "slug"
-    key = str(collection.key.key)
-    after = wire.after(cursor, wire.is_slug) if by_slug else wire.after(cursor)
-    async with desk.deps.database.snapshot() as connection:
-        records = await collection.page(
-            connection, after=after, limit=wire.page_limit(limit) + 1, equal=equal
-        )
-    return wire.paged(records, limit, lambda record: str(getattr(record, key)))
-
-
-async def _shown(desk: Desk, collection: Collection[Record], key: str, what: str) -> Record:
-    """Return one record of a collection."""
-    async with desk.deps.database.snapshot() as connection:
-        record = await collection.find(connection, key)
-    if record is None:
-        raise unknown(what)
-    desk.tag(record)
-    return record
-
-
-async def _current(change: Change, collection: Collection[Record], key: str, what: str) -> Record:
-    """Return a record that is about to be changed, as the client expects it to be."""
-    record = await collection.find(change.connection, key)
-    if record is None:
-        raise unknown(what)
-    change.expect(record)
-    return record
-
-
-async def _again(change: Change, collection: Collection[Record], key: str) -> Record:
-    """Return what is stored now."""
-    record = await collection.find(change.connection, key)
-    assert record is not None, "rows of the catalogue are never deleted"
-    change.desk.tag(record)
-    return record
-
-
-async def _update(
-    change: Change,
-    collection: Collection[Record],
-    what: str,
-    record: Record,
-    values: Mapping[str, object],
-    *,
-    reason: str | None = None,
-) -> Record:
-    """Store what differs, record `<what>_updated` with just that, and return what is stored."""
-    key = str(getattr(record, str(collection.key.key)))
-    values = {name: value for name, value in values.items() if value != getattr(record, name)}
-    if values:
-        await collection.change(change.connection, key, values)
-        before = {name: getattr(record, name) for name in values}
-        await change.record(
-            f"{what}_updated", what, key, before=before, after=values, reason=reason
-        )
-    return await _again(change, collection, key)
-
-
-def _given(**values: object) -> dict[str, object]:
-    """Return the fields that a PATCH names."""
-    return {name: value for name, value in values.items() if value is not UNSET}
 
 
 # Providers
@@ -822,6 +754,8 @@ class KeyInput(Input):
     one_shot: bool = False
     token_budget: int | None = None
     limits: tuple[LimitInput, ...] = ()
+    alert_threshold: int | None = None
+    alert_webhook: str | None = None
 
 
 class KeyPatch(Input):
@@ -833,10 +767,18 @@ class KeyPatch(Input):
     one_shot: bool | UnsetType = UNSET
     token_budget: int | UnsetType | None = UNSET
     limits: list[LimitInput] | UnsetType = UNSET
+    alert_threshold: int | UnsetType | None = UNSET
+    alert_webhook: str | UnsetType | None = UNSET
     reason: str | None = None
 
 
-class KeyWithSecret(KeyView, frozen=True, kw_only=True):
+class ChangedKey(KeyView, frozen=True, kw_only=True):
+    """A key and, if its webhook is new, the secret that is signed with, shown this once."""
+
+    webhook_secret: str | UnsetType = UNSET
+
+
+class KeyWithSecret(ChangedKey, frozen=True, kw_only=True):
     """A key with its secret, which is shown this once."""
 
     key: str
@@ -875,6 +817,10 @@ async def add_key(data: JSONBody[KeyInput], desk: NamedDependency[Desk]) -> KeyW
     if data.expires_at is not None:
         expires_at = wire.instant("expires_at", data.expires_at)
     allocation_ids = wire.distinct("allocation_ids", [str(one) for one in data.allocation_ids])
+    threshold, webhook = read_key_threshold(data.alert_threshold), data.alert_webhook
+    if webhook is not None:
+        await read_webhook(desk.deps, "alert_webhook", webhook)
+    new = NewSecret()
 
     async def work(change: Change) -> KeyWithSecret:
         if await catalogue.members.find(change.connection, member_id) is None:
@@ -894,8 +840,9 @@ async def add_key(data: JSONBody[KeyInput], desk: NamedDependency[Desk]) -> KeyW
         added = await _again(change, catalogue.keys, id)
         await change.record("key_created", "key", id, after=added)
         await _set_limits(change, added, limits, None)
-        view = await _key_view(change, id)
-        return KeyWithSecret(**msgspec.structs.asdict(view), key=secret)
+        signed_with = await set_key_alert(change, added, threshold, webhook, new, None)
+        view = msgspec.structs.asdict(await _key_view(change, id))
+        return KeyWithSecret(**view, key=secret, webhook_secret=signed_with)
 
     return await desk.write(work)
 
@@ -926,7 +873,7 @@ async def _key_views(desk: Desk, records: Sequence[KeyRecord]) -> list[KeyView]:
 @patch("/keys/{id:str}", summary="Change a key")
 async def change_key(
     id: FromPath[str], data: JSONBody[KeyPatch], desk: NamedDependency[Desk]
-) -> KeyView:
+) -> ChangedKey:
     """A new limit holds for the next call on every replica, and counts what was used before."""
     key_id = wire.path_id(id, "key")
     values = _given(one_shot=data.one_shot)
@@ -943,9 +890,15 @@ async def change_key(
 
     asked = None if data.limits is UNSET else read_limits(data.limits)
     budget = UNSET if data.token_budget is UNSET else read_budget(data.token_budget, asked or {})
+    threshold, webhook = data.alert_threshold, data.alert_webhook
+    if isinstance(threshold, int):
+        read_key_threshold(threshold)
+    if isinstance(webhook, str):
+        await read_webhook(desk.deps, "alert_webhook", webhook)
+    new = NewSecret()
     reason = wire.reason(data.reason)
 
-    async def work(change: Change) -> KeyView:
+    async def work(change: Change) -> ChangedKey:
         key = await _current(change, catalogue.keys, key_id, "key")
         if allocation_ids:
             await _fit_one_key(change, key.member_id, allocation_ids)
@@ -958,7 +911,9 @@ async def change_key(
         if budget is not UNSET and wanted.get(BUDGET) is None:
             wanted[BUDGET] = budget
         await _set_limits(change, key, wanted, reason)
-        return await _key_view(change, key_id)
+        signed_with = await set_key_alert(change, key, threshold, webhook, new, reason)
+        view = msgspec.structs.asdict(await _key_view(change, key_id))
+        return ChangedKey(**view, webhook_secret=signed_with)
 
     return await desk.write(work)
 

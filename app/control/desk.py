@@ -14,7 +14,7 @@ Invariants:
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import blake2b
 from typing import Any, Literal, TypeVar
@@ -31,6 +31,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from app.control.errors import Refused, request_id_of
 from app.core.access import Role, key_refusal
 from app.core.windows import Calendar
+from app.receivers import Receivers
 from app.store import catalogue, journal
 from app.store.database import Connection, Database
 from app.store.directory import Directory
@@ -50,6 +51,9 @@ class ControlDeps:
     calendar: Calendar
     directory: Directory
     clock: Callable[[], datetime]
+    receivers: Receivers = field(default_factory=Receivers)
+    mails: bool = False
+    """Whether there is a mail server that alerts can be mailed by."""
 
 
 class Actor(msgspec.Struct, frozen=True):
