@@ -197,13 +197,13 @@ class Delivery:
             client = _client(receiver.host, address, receiver.port)
             try:
                 status = await _answered(client, due.address, headers, due.body)
-            except (ConnectError, ConnectTimeoutError):
-                # Nothing was sent yet.
+            except PyreqwestError as error:
+                if not _unconnected(error):
+                    raise Undelivered("the connection broke before an answer came") from None
+                # Nothing was sent yet, so that the next address may be tried.
                 if n == len(addresses):
                     raise Undelivered("no connection could be made") from None
                 continue
-            except PyreqwestError:
-                raise Undelivered("the connection broke before an answer came") from None
             finally:
                 await client.close()
             if 300 <= status < 400:
@@ -290,6 +290,14 @@ async def _answered(client: Client, url: str, headers: dict[str, str], body: str
     request = client.post(url).headers(headers).body_bytes(body.encode())
     async with request.streamed_read_buffer_limit(0).build_streamed() as response:
         return response.status
+
+
+def _unconnected(error: PyreqwestError) -> bool:
+    """Tell whether there was no connection: the library says the same of one that broke."""
+    if isinstance(error, ConnectTimeoutError):
+        return True
+    causes = error.details["causes"] if isinstance(error, ConnectError) else None
+    return any(cause["message"] == "client error (Connect)" for cause in causes or ())
 
 
 def _bracketed(host: str) -> str:
