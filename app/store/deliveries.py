@@ -119,7 +119,9 @@ UPDATE deliveries SET status = CASE WHEN %(next)s::timestamptz IS NULL THEN 'dea
     last_status = %(status)s, last_error = %(error)s
 WHERE id = %(id)s AND status = 'pending' AND next_at = %(lease)s
 """
-RELEASE_SQL = "UPDATE deliveries SET next_at = now() WHERE id = %s AND next_at = %s"
+RELEASE_SQL = """
+UPDATE deliveries SET next_at = now() WHERE id = %s AND status = 'pending' AND next_at = %s
+"""
 
 PRUNE_SQL = """
 WITH old AS (

@@ -10,6 +10,7 @@ receiver.url})`, let it chat with `max_tokens=10`, and look at `receiver.arrived
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -30,13 +31,18 @@ from aiosmtpd.controller import Controller
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from psycopg_pool import AsyncConnectionPool
 from pyreqwest.exceptions import ConnectError
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 import app.delivery
 from app.ids import uuid7
+from app.receivers import Receivers
+from app.settings import MailServer
 from app.simulator import RunningSimulator
+from app.store.deliveries import Due
 from app.store.postgres import EmbeddedPostgres
+from app.store.vault import Vault
 from tests.gateway.kit import DIME, House, Json, Server, eventually, served
 
 INSIDE = "127.0.0.2"
@@ -703,3 +709,73 @@ def test_a_mail_that_is_refused_is_tried_again(house: House, mailbox: Mailbox) -
     once(house, destination, "delivered")
     assert [envelope.rcpt_tos for envelope, _ in mailbox.letters] == [[address]]
     mailbox.letters.clear()
+
+
+async def test_a_password_is_not_sent_to_a_mail_server_that_offers_no_tls() -> None:
+    heard: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 mail.example ESMTP\r\n")
+        while line := await reader.readline():
+            heard.append(line)
+            hello = line.upper().startswith(b"EHLO")
+            writer.write(
+                b"250-mail.example\r\n250 AUTH PLAIN LOGIN\r\n" if hello else b"250 OK\r\n"
+            )
+        writer.close()
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    sending = app.delivery.Delivery(
+        AsyncConnectionPool(open=False),
+        Vault(b"secret"),
+        Receivers(),
+        retry_s=1,
+        mail_server=MailServer("127.0.0.1", port, False, "spendgate", "hunter2"),
+        mail_from="gateway@example.org",
+    )
+    now = datetime.now(UTC)
+    body = '{"event":"test","destination_id":"d","timestamp":"2026-05-20T00:00:00Z"}'
+    address = "on.call@example.org"
+    due = Due("d", "e", "t", body, "email", address, None, 1, None, None, 0, now, now, now)
+    with pytest.raises(app.delivery.Undelivered, match="could not be reached, or broke off"):
+        await sending._mail(due)
+    listening.close()
+    assert heard[0].upper().startswith(b"EHLO")
+    assert not any(line.upper().startswith((b"AUTH", b"MAIL")) for line in heard)
+
+
+# From a call to a receiver
+
+
+def test_a_key_tells_its_webhook_once_that_its_threshold_is_crossed(
+    house: House, receiver: Receiver
+) -> None:
+    tenant = house.tenant(
+        house.model(DIME), key={"alert_threshold": 30, "alert_webhook": receiver.url}
+    )
+    # Ten tokens of its prompt and ten of its answer.
+    served(tenant.chat(max_tokens=10))
+    nothing_more(receiver, 0)
+    served(tenant.chat(max_tokens=10))
+    [request] = receiver.arrived(1)
+    body = json.loads(request.body)
+    assert list(body) == [
+        "event",
+        "key_id",
+        "allocation_id",
+        "service",
+        "threshold",
+        "total_tokens",
+        "limit",
+        "window",
+        "period",
+        "timestamp",
+    ]
+    assert (body["event"], body["key_id"]) == ("token_threshold_crossed", tenant.key_id)
+    assert (body["threshold"], body["total_tokens"], body["window"]) == (30, 40, "lifetime")
+    assert (body["limit"], body["period"]) == (None, None)
+    served(tenant.chat(max_tokens=10))
+    nothing_more(receiver, 1)
+    shown = tenant.get("/v1/key").json()
+    assert (shown["alert_threshold"], shown["alert_webhook"]) == (30, receiver.url)
