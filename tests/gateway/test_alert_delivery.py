@@ -714,15 +714,17 @@ def test_a_mail_that_is_refused_is_tried_again(house: House, mailbox: Mailbox) -
 async def test_a_password_is_not_sent_to_a_mail_server_that_offers_no_tls() -> None:
     heard: list[bytes] = []
 
+    left = asyncio.Event()
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 mail.example ESMTP\r\n")
         while line := await reader.readline():
             heard.append(line)
             hello = line.upper().startswith(b"EHLO")
-            writer.write(
-                b"250-mail.example\r\n250 AUTH PLAIN LOGIN\r\n" if hello else b"250 OK\r\n"
-            )
+            writer.write(b"250-mail.example\r\n250 AUTH PLAIN\r\n" if hello else b"250 OK\r\n")
         writer.close()
+        await writer.wait_closed()
+        left.set()
 
     listening = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = listening.sockets[0].getsockname()[1]
@@ -740,7 +742,9 @@ async def test_a_password_is_not_sent_to_a_mail_server_that_offers_no_tls() -> N
     due = Due("d", "e", "t", body, "email", address, None, 1, None, None, 0, now, now, now)
     with pytest.raises(app.delivery.Undelivered, match="could not be reached, or broke off"):
         await sending._mail(due)
+    await left.wait()
     listening.close()
+    await listening.wait_closed()
     assert heard[0].upper().startswith(b"EHLO")
     assert not any(line.upper().startswith((b"AUTH", b"MAIL")) for line in heard)
 
