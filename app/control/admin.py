@@ -17,7 +17,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 from uuid import UUID
 
 import msgspec
@@ -42,9 +42,9 @@ from app.control.limits import (
 )
 from app.control.records import again as _again
 from app.control.records import current as _current
+from app.control.records import found as _shown
 from app.control.records import given as _given
-from app.control.records import page_of as _page
-from app.control.records import show as _shown
+from app.control.records import page as _page
 from app.control.records import update as _update
 from app.control.rules import NewSecret, read_key_threshold, read_webhook, set_key_alert
 from app.control.wire import Input, Page
@@ -74,8 +74,6 @@ from app.store.catalogue import (
 )
 from app.store.usage import KeyView
 from app.store.vault import hint_of, new_key
-
-Record = TypeVar("Record", bound=msgspec.Struct)
 
 EndpointName = Literal[
     "chat/completions",

@@ -116,12 +116,12 @@ async def list_destinations(
     key_id: FromQuery[str | None] = None,
 ) -> Page[DestinationRecord]:
     key = wire.id_filter("key_id", key_id)
-    return await records.page_of(desk, alerts.destinations, cursor, limit, key_id=key)
+    return await records.page(desk, alerts.destinations, cursor, limit, key_id=key)
 
 
 @get("/destinations/{id:str}", summary="Show a destination")
 async def show_destination(id: FromPath[str], desk: NamedDependency[Desk]) -> DestinationRecord:
-    return await records.show(
+    return await records.found(
         desk, alerts.destinations, wire.path_id(id, "destination"), "destination"
     )
 
@@ -318,7 +318,7 @@ async def list_alert_rules(
     destination_id: FromQuery[str | None] = None,
     owner_id: FromQuery[str | None] = None,
 ) -> Page[RuleDocument]:
-    page = await records.page_of(
+    page = await records.page(
         desk,
         alerts.rules,
         cursor,
@@ -331,7 +331,7 @@ async def list_alert_rules(
 
 @get("/alert-rules/{id:str}", summary="Show a threshold")
 async def show_alert_rule(id: FromPath[str], desk: NamedDependency[Desk]) -> RuleDocument:
-    return _rule(await records.show(desk, alerts.rules, wire.path_id(id, "rule"), "rule"))
+    return _rule(await records.found(desk, alerts.rules, wire.path_id(id, "rule"), "rule"))
 
 
 @patch("/alert-rules/{id:str}", summary="Change a threshold")

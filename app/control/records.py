@@ -1,10 +1,10 @@
-"""Records: what handlers do with the rows of a table, whichever it is.
+"""Records: what handlers of every kind of record do alike.
 
-Owns the pages, the look at one record, and the change that is audited with what differs. Owns no
-SQL (see `store.catalogue`) and no check of a value (see `wire`).
+Owns how a collection is paged, one record is shown, changed and recorded. Owns no kind of record
+and no SQL.
 
-Invariants: a record is changed only as the client expects it to be; a change of nothing leaves no
-event.
+Invariants: a PATCH stores and records what differs, and nothing else; what was read is tagged for
+`If-Match`, and what is about to be changed is compared with it.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from app.store.catalogue import Collection
 Record = TypeVar("Record", bound=msgspec.Struct)
 
 
-async def page_of(
+async def page(
     desk: Desk,
     collection: Collection[Record],
     cursor: str | None,
@@ -40,7 +40,7 @@ async def page_of(
     return wire.paged(records, limit, lambda record: str(getattr(record, key)))
 
 
-async def show(desk: Desk, collection: Collection[Record], key: str, what: str) -> Record:
+async def found(desk: Desk, collection: Collection[Record], key: str, what: str) -> Record:
     """Return one record of a collection."""
     async with desk.deps.database.snapshot() as connection:
         record = await collection.find(connection, key)
