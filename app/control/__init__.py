@@ -1,7 +1,8 @@
 """The control plane: `/api/*`, where admins set up and members look.
 
-Owns the protocol of it: who is let in (`desk`), what bodies and documents look like (`wire`,
-`admin`, `reports`), and how it says no (`errors`). Owns no SQL and no rule of the ledger.
+Owns the protocol of it: who is let in (`desk`, `auth`), what bodies and documents look like
+(`wire`, `admin`, `reports`), and how it says no (`errors`). Owns no SQL and no rule of
+the ledger.
 
 A change takes one path: the gate names the actor, the handler checks single values, and one
 transaction checks them against what there is, writes, and leaves the audit event.
@@ -14,6 +15,7 @@ from litestar import Router
 from litestar.di import Provide
 
 from app.control.admin import admin_routers
+from app.control.auth import auth_router
 from app.control.desk import ControlDeps, Envelope, Gate, desk_for
 from app.control.errors import (
     BODY_BYTES_MAX,
@@ -39,6 +41,7 @@ def control_router(deps: ControlDeps) -> Router:
                 "/admin", route_handlers=[*admin_routers(), report_router()], guards=[gate.admin]
             ),
             Router("/me", route_handlers=[me_router()], guards=[gate.me]),
+            auth_router(gate),
         ],
         dependencies={"desk": Provide(desk_for(deps))},
         exception_handlers=CONTROL_EXCEPTION_HANDLERS,
@@ -46,5 +49,5 @@ def control_router(deps: ControlDeps) -> Router:
         request_class=StrictRequest,
         response_class=Document,
         request_max_body_size=BODY_BYTES_MAX,
-        security=[{"bearer": []}],
+        security=[{"bearer": []}, {"session": []}],
     )

@@ -13,7 +13,6 @@ Invariants:
 - No two allocations of one key share a model, whichever of the two is changed.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -21,14 +20,14 @@ from typing import Any, Final, Literal, TypeVar
 from uuid import UUID
 
 import msgspec
-from argon2 import PasswordHasher
 from litestar import Router, get, patch, post
 from litestar.di import NamedDependency
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, FromQuery, JSONBody
 from msgspec import UNSET, UnsetType
 
-from app.control import wire
+from app.control import passwords, wire
+from app.control.auth import end_sessions
 from app.control.desk import Change, Desk
 from app.control.errors import documented, invalid, taken, unknown
 from app.control.limits import (
@@ -86,8 +85,6 @@ EndpointName = Literal[
 
 TOKENS_MAX: Final = 10**9
 IMAGE_TOKENS_MAX: Final = 10**6
-
-_hasher: Final = PasswordHasher()
 
 
 # What all of them do
@@ -465,12 +462,16 @@ def _plain(usd: Decimal) -> Decimal:
 
 
 class MemberInput(Input):
-    """A member to add; without a password they cannot sign in with one."""
+    """A member to add; without a password they cannot sign in with one.
+
+    Who `must_change_password` chooses one of their own before they do anything else.
+    """
 
     email: str
     display_name: str = ""
     role: Role = "member"
     password: str | None = None
+    must_change_password: bool = False
 
 
 class MemberPatch(Input):
@@ -481,6 +482,7 @@ class MemberPatch(Input):
     role: Role | UnsetType = UNSET
     status: MemberStatus | UnsetType = UNSET
     password: str | UnsetType | None = UNSET
+    must_change_password: bool | UnsetType = UNSET
 
 
 @post("/members", summary="Add a member")
@@ -499,6 +501,7 @@ async def add_member(data: JSONBody[MemberInput], desk: NamedDependency[Desk]) -
             display_name=display_name,
             role=data.role,
             password_hash=password_hash,
+            must_change_password=data.must_change_password,
         )
         added = await _again(change, catalogue.members, id)
         await change.record("member_created", "member", id, after=added)
@@ -525,9 +528,14 @@ async def show_member(id: FromPath[str], desk: NamedDependency[Desk]) -> MemberR
 async def change_member(
     id: FromPath[str], data: JSONBody[MemberPatch], desk: NamedDependency[Desk]
 ) -> MemberRecord:
-    """The keys of a disabled member stop working at once, everywhere."""
+    """The keys of a disabled member stop working at once, everywhere.
+
+    Their sessions end, as do those of a member who is given another password.
+    """
     member_id = wire.path_id(id, "member")
-    values = _given(role=data.role, status=data.status)
+    values = _given(
+        role=data.role, status=data.status, must_change_password=data.must_change_password
+    )
     if data.email is not UNSET:
         values["email"] = wire.email(data.email)
     if data.display_name is not UNSET:
@@ -549,16 +557,15 @@ async def change_member(
                 before={"has_password": member.has_password},
                 after={"has_password": password_hash is not None},
             )
+        if password_hash is not UNSET or values.get("status") == "disabled":
+            await end_sessions(change, member_id)
         return await _update(change, catalogue.members, "member", member, values)
 
     return await desk.write(work)
 
 
 async def _password_hash(password: str | None) -> str | None:
-    if password is None:
-        return None
-    # Meant to take long: the event loop has others to serve meanwhile.
-    return await asyncio.to_thread(_hasher.hash, wire.password(password))
+    return None if password is None else await passwords.hashed(wire.password(password))
 
 
 async def _free_email(change: Change, email: str, member_id: str | None) -> None:
