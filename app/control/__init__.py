@@ -1,7 +1,7 @@
 """The control plane: `/api/*`, where admins set up and members look.
 
 Owns the protocol of it: who is let in (`desk`, `auth`), what bodies and documents look like
-(`wire`, `admin`, `reports`), and how it says no (`errors`). Owns no SQL and no rule of
+(`wire`, `admin`, `own_keys`, `reports`), and how it says no (`errors`). Owns no SQL and no rule of
 the ledger.
 
 A change takes one path: the gate names the actor, the handler checks single values, and one
@@ -21,6 +21,7 @@ from app.control.errors import (
     BODY_BYTES_MAX,
     CONTROL_EXCEPTION_HANDLERS,
 )
+from app.control.own_keys import own_keys_router
 from app.control.reports import me_router, report_router
 from app.control.wire import Document, StrictRequest
 
@@ -40,7 +41,7 @@ def control_router(deps: ControlDeps) -> Router:
             Router(
                 "/admin", route_handlers=[*admin_routers(), report_router()], guards=[gate.admin]
             ),
-            Router("/me", route_handlers=[me_router()], guards=[gate.me]),
+            Router("/me", route_handlers=[me_router(), own_keys_router()], guards=[gate.me]),
             auth_router(gate),
         ],
         dependencies={"desk": Provide(desk_for(deps))},

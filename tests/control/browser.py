@@ -1,16 +1,18 @@
-"""A browser that talks to the control plane: it keeps cookies, and knows its CSRF token."""
+"""Browsers that talk to the control plane, and the members who sign in with them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import httpx2
+import msgspec
 
 HOST = "spendgate.test"
+PASSWORD = "correct horse battery"
 
 
 class Browser:
-    """One member's browser, at an address of its own."""
+    """One browser, at an address of its own: it keeps cookies, and knows its CSRF token."""
 
     def __init__(self, app: Any, *, scheme: str = "http", address: str = "192.0.2.1") -> None:
         self.client = httpx2.AsyncClient(
@@ -47,3 +49,43 @@ class Browser:
     def cookies(self) -> dict[str, str]:
         """What it keeps."""
         return {cookie.name: str(cookie.value) for cookie in self.client.cookies.jar}
+
+
+class Somebody(msgspec.Struct):
+    """A member with a password, and their browser."""
+
+    member: Any
+    browser: Browser
+
+    @property
+    def email(self) -> str:
+        return str(self.member["email"])
+
+    async def log_in(self, password: str = PASSWORD) -> Any:
+        """Sign in, which must succeed; return the document."""
+        answer = await self.browser.log_in(self.email, password)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
+class Town:
+    """Members, and browsers that are closed in the end."""
+
+    def __init__(self, plane: Any) -> None:
+        self.plane = plane
+        self.browsers: list[Browser] = []
+
+    def browser(self, app: Any = None, **more: Any) -> Browser:
+        browser = Browser(self.plane.app if app is None else app, **more)
+        self.browsers.append(browser)
+        return browser
+
+    async def somebody(self, role: str = "member", **more: Any) -> Somebody:
+        member = await self.plane.member(role=role, password=PASSWORD, **more)
+        return Somebody(member, self.browser())
+
+    async def inside(self, role: str = "member", **more: Any) -> Somebody:
+        """Somebody who has signed in."""
+        somebody = await self.somebody(role, **more)
+        await somebody.log_in()
+        return somebody
