@@ -13,6 +13,7 @@ every error is an RFC 9457 document.
 
 from litestar import Router
 from litestar.di import Provide
+from litestar.openapi.spec import SecurityRequirement
 
 from app.control.admin import admin_routers
 from app.control.auth import auth_router
@@ -35,13 +36,22 @@ def control_router(deps: ControlDeps) -> Router:
     method that it does not take, never reaches a router.
     """
     gate = Gate(deps)
+    either: list[SecurityRequirement] = [{"bearer": []}, {"session": []}]
     return Router(
         "/api",
         route_handlers=[
             Router(
-                "/admin", route_handlers=[*admin_routers(), report_router()], guards=[gate.admin]
+                "/admin",
+                route_handlers=[*admin_routers(), report_router()],
+                guards=[gate.admin],
+                security=either,
             ),
-            Router("/me", route_handlers=[me_router(), own_keys_router()], guards=[gate.me]),
+            Router(
+                "/me",
+                route_handlers=[me_router(), own_keys_router()],
+                guards=[gate.me],
+                security=either,
+            ),
             auth_router(gate),
         ],
         dependencies={"desk": Provide(desk_for(deps))},
@@ -50,5 +60,4 @@ def control_router(deps: ControlDeps) -> Router:
         request_class=StrictRequest,
         response_class=Document,
         request_max_body_size=BODY_BYTES_MAX,
-        security=[{"bearer": []}, {"session": []}],
     )

@@ -143,7 +143,7 @@ def _document(member: sign_in.Member, csrf_token: str, expires_at: datetime) -> 
 _WRONG: Final = "The address or the password is wrong."
 
 
-@post("/login", status_code=200, summary="Sign in with a password", security=[{}])
+@post("/login", status_code=200, summary="Sign in with a password")
 async def log_in(
     data: JSONBody[LoginInput], entrance: NamedDependency[Entrance]
 ) -> Response[SignIn]:
@@ -165,10 +165,7 @@ async def log_in(
     rehashed = await passwords.hashed(data.password) if passwords.is_dated(hash) else None
     token, former = new_session_token(), browser.session_token(request)
     async with deps.database.aside() as connection:
-        if former is not None:
-            left = await sign_in.session_with(connection, deps.vault.digest(former))
-            if left is not None:
-                await sign_in.revoke(connection, left.id, left.member_id, at)
+        # The member first, then their sessions: as whoever disables them does.
         session = await sign_in.begin(
             connection,
             member,
@@ -179,6 +176,10 @@ async def log_in(
             at=at,
             expires_at=at + SESSION_LIFE,
         )
+        if session is not None and former is not None:
+            left = await sign_in.session_with(connection, deps.vault.digest(former))
+            if left is not None:
+                await sign_in.revoke(connection, left.id, left.member_id, at)
     if session is None:
         raise Refused(401, _WRONG)
     ends = session_end(session.expires_at, session.last_seen_at)
@@ -317,7 +318,12 @@ def auth_router(gate: Gate) -> Router:
         "/auth",
         route_handlers=[
             tries[0],
-            Router("/", route_handlers=[*inside, tries[1]], guards=[gate.session]),
+            Router(
+                "/",
+                route_handlers=[*inside, tries[1]],
+                guards=[gate.session],
+                security=[{"session": []}],
+            ),
         ],
         dependencies={"entrance": Provide(entrance_for(gate.deps))},
         tags=["Auth"],

@@ -70,6 +70,7 @@ class Actor(msgspec.Struct, frozen=True):
 
     kind: Literal["admin_token", "key", "session"]
     id: str
+    """Of the token, of the key, or of the member who signed in."""
     label: str
     """As the audit log names them."""
     role: Role
