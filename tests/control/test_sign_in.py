@@ -16,7 +16,7 @@ from litestar import Litestar
 from app.control import CONTROL_EXCEPTION_HANDLERS, control_router, passwords
 from app.store import admin
 from app.store.database import Database
-from tests.control.browser import HOST, PASSWORD, Town
+from tests.control.browser import HOST, PASSWORD, Somebody, Town
 
 ID = "0197c5a0-0000-7000-8000-000000000000"
 PROBLEM = "application/problem+json"
@@ -359,22 +359,44 @@ async def test_what_a_session_opens_is_what_the_role_opens(town: Town) -> None:
     assert await admin_.browser.status("GET", "/admin/members") == 200
 
 
-def writes(plane: Any) -> list[tuple[str, str]]:
-    """Return every method and path that changes something, but for signing in."""
-    found = []
-    for route in plane.app.routes:
-        for method in sorted(route.methods - {"OPTIONS", "GET", "HEAD"}):
-            path = route.path_format.removeprefix("/api")
-            if route.path.startswith("/api") and path != "/auth/login":
-                found.append(
-                    (method, re.sub(r"\{slug[^}]*\}", "m1", re.sub(r"\{id[^}]*\}", ID, path)))
-                )
-    return found
+async def test_every_route_lets_in_whom_the_role_lets_in(town: Town) -> None:
+    people = {role: await town.inside(role) for role in ("admin", "auditor", "member")}
+    people["nobody"] = Somebody({}, town.browser())
+    # What ends one's own session would end the walk.
+    asked = [(method, path) for method, path in routes(town.plane) if path != "/auth/logout"]
+    assert len(asked) > 40
+    for method, path in asked:
+        for role, somebody in people.items():
+            body = None if method == "GET" else {}
+            found = await somebody.browser.status(method, path, body)
+            let_in = path.startswith(("/me", "/auth")) or role == "admin"
+            if role == "nobody":
+                expected = {401}
+            elif let_in or (role == "auditor" and method == "GET"):
+                expected = {200, 201, 404, 422}
+            else:
+                expected = {403}
+            assert found in expected, f"{role} {method} {path}: {found}"
+
+
+def named(path: str) -> str:
+    """Return a path with names in it, of things that there are not."""
+    return re.sub(r"\{slug[^}]*\}", "m1", re.sub(r"\{id[^}]*\}", ID, path))
+
+
+def routes(plane: Any) -> list[tuple[str, str]]:
+    """Return every method and path of the control plane, but for signing in."""
+    return [
+        (method, named(route.path_format.removeprefix("/api")))
+        for route in plane.app.routes
+        if route.path.startswith("/api") and route.path != "/api/auth/login"
+        for method in sorted(route.methods - {"OPTIONS", "HEAD"})
+    ]
 
 
 async def test_every_write_refuses_a_session_that_our_page_did_not_ask_for(town: Town) -> None:
     ada = await town.inside("admin")
-    asked = writes(town.plane)
+    asked = [(method, path) for method, path in routes(town.plane) if method != "GET"]
     assert len(asked) > 20
     assert ("POST", "/auth/logout") in asked
     assert ("DELETE", f"/me/keys/{ID}") in asked
