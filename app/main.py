@@ -25,6 +25,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 import app
 from app.control import CONTROL_EXCEPTION_HANDLERS, ControlDeps, control_router
+from app.control.browser import COOKIE, CSRF_HEADER, SECURE_COOKIE
 from app.core.ledger import Surroundings
 from app.core.preflight import Paths
 from app.core.windows import Calendar
@@ -238,6 +239,7 @@ def create_app(settings: Settings, database_url: str) -> Front:
             clock=lambda: datetime.now(UTC),
             receivers=gateway.receivers,
             mails=settings.smtp_url is not None,
+            trusted_proxies=settings.trusted_proxies,
         )
     )
     rest = Litestar(
@@ -249,7 +251,18 @@ def create_app(settings: Settings, database_url: str) -> Front:
             description="An AI gateway that never overspends.",
             path="/api/schema",
             components=Components(
-                security_schemes={"bearer": SecurityScheme(type="http", scheme="bearer")}
+                security_schemes={
+                    "bearer": SecurityScheme(type="http", scheme="bearer"),
+                    "session": SecurityScheme(
+                        type="apiKey",
+                        security_scheme_in="cookie",
+                        name=COOKIE,
+                        description=(
+                            f"Over https it is named {SECURE_COOKIE}. Whatever changes something "
+                            f"needs the session's `csrf_token` in the header {CSRF_HEADER}."
+                        ),
+                    ),
+                }
             ),
             render_plugins=[SwaggerRenderPlugin()],
         ),

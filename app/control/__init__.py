@@ -1,7 +1,8 @@
 """The control plane: `/api/*`, where admins set up and members look.
 
-Owns the protocol of it: who is let in (`desk`), what bodies and documents look like (`wire`,
-`admin`, `alerts`, `reports`), and how it says no (`errors`). Owns no SQL and no rule of the ledger.
+Owns the protocol of it: who is let in (`desk`, `auth`), what bodies and documents look like
+(`wire`, `admin`, `alerts`, `own_keys`, `reports`), and how it says no (`errors`). Owns no SQL and
+no rule of the ledger.
 
 A change takes one path: the gate names the actor, the handler checks single values, and one
 transaction checks them against what there is, writes, and leaves the audit event.
@@ -12,14 +13,17 @@ every error is an RFC 9457 document.
 
 from litestar import Router
 from litestar.di import Provide
+from litestar.openapi.spec import SecurityRequirement
 
 from app.control.admin import admin_routers
 from app.control.alerts import alert_router
+from app.control.auth import auth_router
 from app.control.desk import ControlDeps, Envelope, Gate, desk_for
 from app.control.errors import (
     BODY_BYTES_MAX,
     CONTROL_EXCEPTION_HANDLERS,
 )
+from app.control.own_keys import own_keys_router
 from app.control.reports import me_router, report_router
 from app.control.wire import Document, StrictRequest
 
@@ -33,6 +37,7 @@ def control_router(deps: ControlDeps) -> Router:
     method that it does not take, never reaches a router.
     """
     gate = Gate(deps)
+    either: list[SecurityRequirement] = [{"bearer": []}, {"session": []}]
     return Router(
         "/api",
         route_handlers=[
@@ -40,8 +45,15 @@ def control_router(deps: ControlDeps) -> Router:
                 "/admin",
                 route_handlers=[*admin_routers(), report_router(), alert_router()],
                 guards=[gate.admin],
+                security=either,
             ),
-            Router("/me", route_handlers=[me_router()], guards=[gate.me]),
+            Router(
+                "/me",
+                route_handlers=[me_router(), own_keys_router()],
+                guards=[gate.me],
+                security=either,
+            ),
+            auth_router(gate),
         ],
         dependencies={"desk": Provide(desk_for(deps))},
         exception_handlers=CONTROL_EXCEPTION_HANDLERS,
@@ -49,5 +61,4 @@ def control_router(deps: ControlDeps) -> Router:
         request_class=StrictRequest,
         response_class=Document,
         request_max_body_size=BODY_BYTES_MAX,
-        security=[{"bearer": []}],
     )

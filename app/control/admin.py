@@ -13,7 +13,6 @@ Invariants:
 - No two allocations of one key share a model, whichever of the two is changed.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -21,16 +20,16 @@ from typing import Any, Final, Literal
 from uuid import UUID
 
 import msgspec
-from argon2 import PasswordHasher
 from litestar import Router, get, patch, post
 from litestar.di import NamedDependency
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, FromQuery, JSONBody
 from msgspec import UNSET, UnsetType
 
-from app.control import wire
+from app.control import passwords, wire
+from app.control.auth import end_sessions
 from app.control.desk import Change, Desk
-from app.control.errors import documented, invalid, taken
+from app.control.errors import documented, invalid, taken, unknown
 from app.control.limits import (
     BUDGET,
     LimitInput,
@@ -90,8 +89,6 @@ EndpointName = Literal[
 
 TOKENS_MAX: Final = 10**9
 IMAGE_TOKENS_MAX: Final = 10**6
-
-_hasher: Final = PasswordHasher()
 
 
 # Providers
@@ -395,12 +392,16 @@ def _plain(usd: Decimal) -> Decimal:
 
 
 class MemberInput(Input):
-    """A member to add; without a password they cannot sign in with one."""
+    """A member to add; without a password they cannot sign in with one.
+
+    Who `must_change_password` chooses one of their own before they do anything else.
+    """
 
     email: str
     display_name: str = ""
     role: Role = "member"
     password: str | None = None
+    must_change_password: bool = False
 
 
 class MemberPatch(Input):
@@ -411,6 +412,7 @@ class MemberPatch(Input):
     role: Role | UnsetType = UNSET
     status: MemberStatus | UnsetType = UNSET
     password: str | UnsetType | None = UNSET
+    must_change_password: bool | UnsetType = UNSET
 
 
 @post("/members", summary="Add a member")
@@ -429,6 +431,7 @@ async def add_member(data: JSONBody[MemberInput], desk: NamedDependency[Desk]) -
             display_name=display_name,
             role=data.role,
             password_hash=password_hash,
+            must_change_password=data.must_change_password,
         )
         added = await _again(change, catalogue.members, id)
         await change.record("member_created", "member", id, after=added)
@@ -455,9 +458,14 @@ async def show_member(id: FromPath[str], desk: NamedDependency[Desk]) -> MemberR
 async def change_member(
     id: FromPath[str], data: JSONBody[MemberPatch], desk: NamedDependency[Desk]
 ) -> MemberRecord:
-    """The keys of a disabled member stop working at once, everywhere."""
+    """The keys of a disabled member stop working at once, everywhere.
+
+    Their sessions end, as do those of a member who is given another password.
+    """
     member_id = wire.path_id(id, "member")
-    values = _given(role=data.role, status=data.status)
+    values = _given(
+        role=data.role, status=data.status, must_change_password=data.must_change_password
+    )
     if data.email is not UNSET:
         values["email"] = wire.email(data.email)
     if data.display_name is not UNSET:
@@ -479,16 +487,15 @@ async def change_member(
                 before={"has_password": member.has_password},
                 after={"has_password": password_hash is not None},
             )
+        if password_hash is not UNSET or values.get("status") == "disabled":
+            await end_sessions(change, member_id)
         return await _update(change, catalogue.members, "member", member, values)
 
     return await desk.write(work)
 
 
 async def _password_hash(password: str | None) -> str | None:
-    if password is None:
-        return None
-    # Meant to take long: the event loop has others to serve meanwhile.
-    return await asyncio.to_thread(_hasher.hash, wire.password(password))
+    return None if password is None else await passwords.hashed(wire.password(password))
 
 
 async def _free_email(change: Change, email: str, member_id: str | None) -> None:
@@ -742,16 +749,21 @@ def _configured(record: AllocationRecord) -> dict[str, object]:
 # Keys
 
 
-class KeyInput(Input):
+class OwnKeyInput(Input):
     """A key to add. A limit of 0 blocks; a token budget of 0, or none, is unlimited."""
 
-    member_id: UUID
     name: str
     allocation_ids: list[UUID]
     expires_at: datetime | None = None
     one_shot: bool = False
     token_budget: int | None = None
     limits: tuple[LimitInput, ...] = ()
+
+
+class KeyInput(OwnKeyInput, kw_only=True):
+    """The same, for whichever member it is to be, and whom it tells at how many tokens."""
+
+    member_id: UUID
     alert_threshold: int | None = None
     alert_webhook: str | None = None
 
@@ -782,6 +794,28 @@ class KeyWithSecret(ChangedKey, frozen=True, kw_only=True):
     key: str
 
 
+async def key_to_change(change: Change, key_id: str, owner_id: str | None = None) -> KeyRecord:
+    """Return a key that is about to be changed; one that is not its owner's is not there."""
+    record = await catalogue.keys.find(change.connection, key_id)
+    if record is None or owner_id not in (None, record.member_id):
+        raise unknown("key")
+    change.expect(record)
+    return record
+
+
+async def store_key(
+    change: Change,
+    key: KeyRecord,
+    values: Mapping[str, object],
+    limits: Mapping[LimitName, int | None],
+    reason: str | None = None,
+) -> KeyView:
+    """Store what differs of a key and of its limits, and show what is stored."""
+    key = await _update(change, catalogue.keys, "key", key, values, reason=reason)
+    await _set_limits(change, key, limits, reason)
+    return await _key_view(change, key.id)
+
+
 async def _set_limits(
     change: Change,
     record: KeyRecord,
@@ -804,8 +838,21 @@ async def _key_view(change: Change, key_id: str) -> KeyView:
 @post("/keys", summary="Add a key; the answer alone shows its secret")
 async def add_key(data: JSONBody[KeyInput], desk: NamedDependency[Desk]) -> KeyWithSecret:
     """The model of a call picks the allocation, so no two of a key may share one."""
+    threshold, webhook = read_key_threshold(data.alert_threshold), data.alert_webhook
+    if webhook is not None:
+        await read_webhook(desk.deps, "alert_webhook", webhook)
+    return await make_key(desk, str(data.member_id), data, threshold, webhook)
+
+
+async def make_key(
+    desk: Desk,
+    member_id: str,
+    data: OwnKeyInput,
+    threshold: int | None = None,
+    webhook: str | None = None,
+) -> KeyWithSecret:
+    """Add a key of a member, and where it alerts at how many tokens, if it does."""
     id, secret = uuid7(), new_key()
-    member_id = str(data.member_id)
     name = wire.text("name", data.name)
     limits: dict[LimitName, int | None] = {**read_limits(data.limits)}
     budget = read_budget(data.token_budget, limits)
@@ -815,9 +862,6 @@ async def add_key(data: JSONBody[KeyInput], desk: NamedDependency[Desk]) -> KeyW
     if data.expires_at is not None:
         expires_at = wire.instant("expires_at", data.expires_at)
     allocation_ids = wire.distinct("allocation_ids", [str(one) for one in data.allocation_ids])
-    threshold, webhook = read_key_threshold(data.alert_threshold), data.alert_webhook
-    if webhook is not None:
-        await read_webhook(desk.deps, "alert_webhook", webhook)
     new = NewSecret()
 
     async def work(change: Change) -> KeyWithSecret:
@@ -897,10 +941,9 @@ async def change_key(
     reason = wire.reason(data.reason)
 
     async def work(change: Change) -> ChangedKey:
-        key = await _current(change, catalogue.keys, key_id, "key")
+        key = await key_to_change(change, key_id)
         if allocation_ids:
             await _fit_one_key(change, key.member_id, allocation_ids)
-        key = await _update(change, catalogue.keys, "key", key, values, reason=reason)
         wanted: dict[LimitName, int | None] = {}
         if asked is not None:
             names = [(limit.meter, limit.window) for limit in key.limits]
@@ -908,7 +951,7 @@ async def change_key(
             wanted |= asked
         if budget is not UNSET and wanted.get(BUDGET) is None:
             wanted[BUDGET] = budget
-        await _set_limits(change, key, wanted, reason)
+        await store_key(change, key, values, wanted, reason)
         signed_with = await set_key_alert(change, key, threshold, webhook, new, reason)
         view = msgspec.structs.asdict(await _key_view(change, key_id))
         return ChangedKey(**view, webhook_secret=signed_with)
@@ -919,12 +962,19 @@ async def change_key(
 @post("/keys/{id:str}/rotate", status_code=200, summary="Give a key a new secret")
 async def rotate_key(id: FromPath[str], desk: NamedDependency[Desk]) -> KeyWithSecret:
     """The old secret stops working at once. A one-shot key can be used once more."""
-    key_id, secret = wire.path_id(id, "key"), new_key()
+    return await give_secret(desk, wire.path_id(id, "key"))
+
+
+async def give_secret(desk: Desk, key_id: str, owner_id: str | None = None) -> KeyWithSecret:
+    """Give a key a new secret; its owner cannot make a used one-shot key fit for use again."""
+    secret = new_key()
 
     async def work(change: Change) -> KeyWithSecret:
-        key = await _current(change, catalogue.keys, key_id, "key")
+        key = await key_to_change(change, key_id, owner_id)
         if key.revoked_at is not None:
             raise taken("id", "is a revoked key's; add a new key instead")
+        if key.used_at is not None and owner_id is not None:
+            raise taken("id", "is a one-shot key's that was used; add a new key instead")
         await catalogue.keys.change(
             change.connection,
             key_id,
@@ -951,10 +1001,14 @@ async def rotate_key(id: FromPath[str], desk: NamedDependency[Desk]) -> KeyWithS
 @post("/keys/{id:str}/revoke", status_code=200, summary="Revoke a key, for good")
 async def revoke_key(id: FromPath[str], desk: NamedDependency[Desk]) -> KeyView:
     """Revoking it again changes nothing."""
-    key_id = wire.path_id(id, "key")
+    return await end_key(desk, wire.path_id(id, "key"))
+
+
+async def end_key(desk: Desk, key_id: str, owner_id: str | None = None) -> KeyView:
+    """Revoke a key."""
 
     async def work(change: Change) -> KeyView:
-        key = await _current(change, catalogue.keys, key_id, "key")
+        key = await key_to_change(change, key_id, owner_id)
         if key.revoked_at is not None:
             return await _key_view(change, key_id)
         await catalogue.keys.change(change.connection, key_id, {"revoked_at": change.at})

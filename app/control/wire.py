@@ -29,6 +29,9 @@ T = TypeVar("T")
 PAGE_DEFAULT: Final = 50
 PAGE_MAX: Final = 1000
 
+PASSWORD_LENGTH_MIN: Final = 8
+PASSWORD_LENGTH_MAX: Final = 1024
+
 _SLUG: Final = re.compile(r"[\x21-\x7e]{1,200}")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _EMAIL: Final = re.compile(r"[^@\s]{1,64}@[^@\s]{1,189}")
@@ -139,10 +142,12 @@ def email(value: str) -> str:
     return value
 
 
-def password(value: str) -> str:
-    """Check a password."""
-    if not 8 <= len(value) <= 1024:
-        raise invalid("password", "must have from 8 to 1024 characters")
+def password(value: str, field: str = "password") -> str:
+    """Check a password that is to be somebody's."""
+    if not PASSWORD_LENGTH_MIN <= len(value) <= PASSWORD_LENGTH_MAX:
+        raise invalid(
+            field, f"must have from {PASSWORD_LENGTH_MIN} to {PASSWORD_LENGTH_MAX} characters"
+        )
     return value
 
 

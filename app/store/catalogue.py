@@ -105,6 +105,7 @@ class MemberRecord(msgspec.Struct, frozen=True):
     role: Role
     status: MemberStatus
     has_password: bool
+    must_change_password: bool
     created_at: datetime
 
 
@@ -302,7 +303,16 @@ members = Collection(
     schema.members,
     MemberRecord,
     select(
-        *_columns(schema.members, "id", "email", "display_name", "role", "status", "created_at"),
+        *_columns(
+            schema.members,
+            "id",
+            "email",
+            "display_name",
+            "role",
+            "status",
+            "must_change_password",
+            "created_at",
+        ),
         schema.members.c.password_hash.is_not(None).label("has_password"),
     ),
 )

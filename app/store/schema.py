@@ -54,7 +54,31 @@ members: Final = Table(
     Column("role", Text),
     Column("status", Text),
     Column("password_hash", Text),
+    Column("must_change_password", Boolean),
     Column("created_at", _instant),
+)
+
+member_sessions: Final = Table(
+    "member_sessions",
+    metadata,
+    Column("id", _id, primary_key=True),
+    Column("member_id", _id),
+    Column("digest", LargeBinary),
+    Column("user_agent", Text),
+    Column("address", Text),
+    Column("created_at", _instant),
+    Column("last_seen_at", _instant),
+    Column("expires_at", _instant),
+    Column("revoked_at", _instant),
+)
+
+sign_in_failures: Final = Table(
+    "sign_in_failures",
+    metadata,
+    Column("id", _id, primary_key=True),
+    Column("account", LargeBinary),
+    Column("address", Text),
+    Column("at", _instant),
 )
 
 providers: Final = Table(

@@ -1,8 +1,8 @@
 """The vault: what becomes of secrets before they are stored.
 
 Owns the keys derived from the installation's secret: one that digests bearer secrets (member keys,
-admin tokens), one that seals what has to be read again (credentials of providers, secrets of
-webhooks). Owns no row.
+admin tokens, tokens of sessions), one that seals what has to be read again (credentials of
+providers, secrets of webhooks). Owns no row.
 
 Invariants: a bearer secret is stored only as an HMAC-SHA256 digest; a credential only under
 AES-256-GCM, bound to its row and version, so that sealed values cannot be swapped between rows.
@@ -36,6 +36,10 @@ class Vault:
         """Return the digest under which a bearer secret is stored and looked up."""
         return hmac.digest(self._digest_key, bearer.encode("utf-8", "surrogateescape"), "sha256")
 
+    def csrf_token(self, session_token: str) -> str:
+        """Return what proves, beside its cookie, that a request comes from a session's own page."""
+        return self.digest(f"csrf {session_token}").hex()
+
     def seal(self, credential: str, row_id: str, version: int) -> bytes:
         """Encrypt a credential for one row at one version."""
         nonce = os.urandom(12)
@@ -66,6 +70,11 @@ def new_admin_token() -> str:
 def new_webhook_secret() -> str:
     """Return a new secret that webhooks are signed with, as Standard Webhooks writes it."""
     return WEBHOOK_SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+def new_session_token() -> str:
+    """Return a new token of a session: 256 random bits."""
+    return secrets.token_urlsafe(32)
 
 
 def hint_of(bearer: str) -> str:

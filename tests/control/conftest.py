@@ -11,17 +11,20 @@ import httpx2
 import msgspec
 import psycopg
 import pytest
+from argon2 import PasswordHasher
 from litestar import Litestar
 from psycopg_pool import AsyncConnectionPool
 
-from app.control import CONTROL_EXCEPTION_HANDLERS, ControlDeps, control_router
+from app.control import CONTROL_EXCEPTION_HANDLERS, ControlDeps, control_router, passwords
 from app.core.ledger import account_key
 from app.core.windows import Calendar
 from app.ids import uuid7
 from app.store.database import Database
 from app.store.directory import Directory
 from app.store.vault import Vault, new_admin_token
+from tests.control.browser import Town
 
+CHEAP = PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)
 SECRET = "a secret of more than thirty-two characters"
 
 
@@ -214,3 +217,13 @@ async def plane(database_url: str, zone: ZoneInfo) -> AsyncIterator[Plane]:
         await directory.stop()
         await pool.close()
         await database.close()
+
+
+@pytest.fixture
+async def town(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Town]:
+    """Members with passwords, which cost little to compare, and browsers to sign in with."""
+    monkeypatch.setattr(passwords, "HASHER", CHEAP)
+    town = Town(plane)
+    yield town
+    for browser in town.browsers:
+        await browser.client.aclose()
