@@ -17,7 +17,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 from uuid import UUID
 
 import msgspec
@@ -30,7 +30,7 @@ from msgspec import UNSET, UnsetType
 
 from app.control import wire
 from app.control.desk import Change, Desk
-from app.control.errors import documented, invalid, taken, unknown
+from app.control.errors import documented, invalid, taken
 from app.control.limits import (
     BUDGET,
     LimitInput,
@@ -40,6 +40,12 @@ from app.control.limits import (
     set_limits,
     shown,
 )
+from app.control.records import again as _again
+from app.control.records import current as _current
+from app.control.records import found as _shown
+from app.control.records import given as _given
+from app.control.records import page as _page
+from app.control.records import update as _update
 from app.control.wire import Input, Page
 from app.core.access import (
     Allocation,
@@ -59,7 +65,6 @@ from app.ids import uuid7
 from app.store import catalogue, usage
 from app.store.catalogue import (
     AllocationRecord,
-    Collection,
     KeyRecord,
     MemberRecord,
     ModelRecord,
@@ -68,8 +73,6 @@ from app.store.catalogue import (
 )
 from app.store.usage import KeyView
 from app.store.vault import hint_of, new_key
-
-Record = TypeVar("Record", bound=msgspec.Struct)
 
 EndpointName = Literal[
     "chat/completions",
@@ -88,80 +91,6 @@ TOKENS_MAX: Final = 10**9
 IMAGE_TOKENS_MAX: Final = 10**6
 
 _hasher: Final = PasswordHasher()
-
-
-# What all of them do
-
-
-async def _page(
-    desk: Desk,
-    collection: Collection[Record],
-    cursor: str | None,
-    limit: int,
-    **equal: str | None,
-) -> Page[Record]:
-    """Return a page of a collection."""
-    by_slug = collection.key.key == "slug"
-    key = str(collection.key.key)
-    after = wire.after(cursor, wire.is_slug) if by_slug else wire.after(cursor)
-    async with desk.deps.database.snapshot() as connection:
-        records = await collection.page(
-            connection, after=after, limit=wire.page_limit(limit) + 1, equal=equal
-        )
-    return wire.paged(records, limit, lambda record: str(getattr(record, key)))
-
-
-async def _shown(desk: Desk, collection: Collection[Record], key: str, what: str) -> Record:
-    """Return one record of a collection."""
-    async with desk.deps.database.snapshot() as connection:
-        record = await collection.find(connection, key)
-    if record is None:
-        raise unknown(what)
-    desk.tag(record)
-    return record
-
-
-async def _current(change: Change, collection: Collection[Record], key: str, what: str) -> Record:
-    """Return a record that is about to be changed, as the client expects it to be."""
-    record = await collection.find(change.connection, key)
-    if record is None:
-        raise unknown(what)
-    change.expect(record)
-    return record
-
-
-async def _again(change: Change, collection: Collection[Record], key: str) -> Record:
-    """Return what is stored now."""
-    record = await collection.find(change.connection, key)
-    assert record is not None, "rows of the catalogue are never deleted"
-    change.desk.tag(record)
-    return record
-
-
-async def _update(
-    change: Change,
-    collection: Collection[Record],
-    what: str,
-    record: Record,
-    values: Mapping[str, object],
-    *,
-    reason: str | None = None,
-) -> Record:
-    """Store what differs, record `<what>_updated` with just that, and return what is stored."""
-    key = str(getattr(record, str(collection.key.key)))
-    values = {name: value for name, value in values.items() if value != getattr(record, name)}
-    if values:
-        await collection.change(change.connection, key, values)
-        before = {name: getattr(record, name) for name in values}
-        await change.record(
-            f"{what}_updated", what, key, before=before, after=values, reason=reason
-        )
-    return await _again(change, collection, key)
-
-
-def _given(**values: object) -> dict[str, object]:
-    """Return the fields that a PATCH names."""
-    return {name: value for name, value in values.items() if value is not UNSET}
 
 
 # Providers
