@@ -71,10 +71,16 @@ class Account(msgspec.Struct):
     unpriced_calls: int = 0
     overrun_tokens: int = 0
     overrun_nano: int = 0
+    slid_to: datetime | None = None
+    """Of a rolling window: what calls admitted before then used has slid out of it."""
+    slid_tokens: int = 0
+    slid_nano: int = 0
 
     def used(self, meter: Meter) -> int:
-        """Return what is used, in the meter's unit."""
-        return self.used_tokens if meter == "tokens" else self.used_nano
+        """Return what is used (and has not slid out), in the meter's unit."""
+        if meter == "tokens":
+            return self.used_tokens - self.slid_tokens
+        return self.used_nano - self.slid_nano
 
     def held(self, meter: Meter) -> int:
         """Return what calls in flight hold, in the meter's unit."""

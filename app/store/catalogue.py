@@ -11,8 +11,9 @@ Invariants:
   the owner has used and what its calls in flight hold, at that moment.
 """
 
+from collections.abc import Collection as Some
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -22,6 +23,7 @@ from sqlalchemy import (
     Table,
     Text,
     cast,
+    false,
     func,
     insert,
     literal,
@@ -43,7 +45,7 @@ from app.core.access import (
 )
 from app.core.ledger import Account, AccountKey, Meter
 from app.core.pricing import Rate
-from app.core.windows import Window
+from app.core.windows import Window, rolling
 from app.store import schema
 from app.store.database import Connection
 from app.store.directory import rates_json
@@ -440,17 +442,94 @@ async def set_limit(
     It starts from what was used in the period so far. `charged` are the accounts that every call
     of the owner is charged to already: while they are locked, no call of it can begin.
     """
-    limits, accounts = schema.limits, schema.accounts
-    of_window = (limits.c.owner_id == account.owner_id, limits.c.window_kind == account.window)
+    limits = schema.limits
     if amount is None:
-        lifted = update(limits).where(*of_window, limits.c.meter == meter).values(amount=None)
-        await connection.execute(lifted)
+        lifted = update(limits).where(*_of_window(account), limits.c.meter == meter)
+        await connection.execute(lifted.values(amount=None))
         return
-    standing = select(limits.c.meter).where(*of_window, limits.c.amount.is_not(None))
+    known = await _keep(connection, account, at, charged)
+    values = {
+        "amount": amount,
+        "baseline": known.used(meter) + known.held(meter),
+        "baseline_account": account.id,
+        "set_at": at,
+    }
+    await _put_limit(connection, account, meter, values)
+
+
+async def watch(
+    connection: Connection,
+    account: AccountKey,
+    meter: Meter,
+    at: datetime,
+    charged: Sequence[AccountKey] = (),
+) -> None:
+    """Keep the total of an owner in the window of an account, limited or not, from now on."""
+    await _keep(connection, account, at, charged)
+    await _put_limit(connection, account, meter, {"watched": True})
+
+
+async def unwatch(connection: Connection, owner_id: str, meter: Meter, window: Window) -> None:
+    """Keep the total of an owner only where it is limited."""
+    limits = schema.limits
+    await connection.execute(
+        update(limits)
+        .where(
+            limits.c.owner_id == owner_id,
+            limits.c.meter == meter,
+            limits.c.window_kind == window,
+        )
+        .values(watched=False)
+    )
+
+
+async def open_month(
+    connection: Connection, former: AccountKey, account: AccountKey, at: datetime
+) -> None:
+    """Go over to another account for the month: the owner's calendar is another one now."""
+    if account != former:
+        await _open(connection, account, (await _locked(connection, {former, account}))[account.id])
+
+
+def _of_window(account: AccountKey) -> tuple[ColumnElement[bool], ...]:
+    limits = schema.limits
+    return (limits.c.owner_id == account.owner_id, limits.c.window_kind == account.window)
+
+
+async def _put_limit(
+    connection: Connection, account: AccountKey, meter: Meter, values: Mapping[str, object]
+) -> None:
+    row = {
+        "owner_id": account.owner_id,
+        "meter": meter,
+        "window_kind": account.window,
+        "owner": account.owner,
+    }
+    await connection.execute(
+        upsert(schema.limits)
+        .values(**row, **values)
+        .on_conflict_do_update(index_elements=["owner_id", "meter", "window_kind"], set_=values)
+    )
+
+
+async def _keep(
+    connection: Connection, account: AccountKey, at: datetime, charged: Sequence[AccountKey]
+) -> Account:
+    """Lock an account that its owner's calls are charged to from now on, up to date."""
+    limits = schema.limits
+    kept = select(limits.c.meter).where(
+        *_of_window(account), limits.c.amount.is_not(None) | limits.c.watched
+    )
     # Calls are charged to the account already, if another limit needs it.
-    is_open = account in charged or await _scalar(connection, standing.limit(1)) is not None
+    is_kept = account in charged or await _scalar(connection, kept.limit(1)) is not None
+    locked = (await _locked(connection, {account, *charged}))[account.id]
+    return locked if is_kept else await _open(connection, account, locked, at)
+
+
+async def _locked(connection: Connection, needed: Some[AccountKey]) -> dict[str, Account]:
+    """Lock accounts, in the order in which everyone locks them; make those that are missing."""
+    accounts = schema.accounts
     # A period's first call may come at the same moment: a row that is missing locks nothing.
-    needed = sorted({account, *charged}, key=lambda key: key.id)
     await connection.execute(
         upsert(accounts)
         .values(
@@ -463,7 +542,7 @@ async def set_limit(
                     "period_start": key.start,
                     "period_end": key.end,
                 }
-                for key in needed
+                for key in sorted(needed, key=lambda key: key.id)
             ]
         )
         .on_conflict_do_nothing()
@@ -474,64 +553,40 @@ async def set_limit(
         .order_by(accounts.c.id)
         .with_for_update()
     )
-    rows = {row.id: Account(**row._mapping) for row in await connection.execute(locked)}
-    known = rows[account.id] if is_open else await _open(connection, account, rows[account.id])
-    values = {
-        "amount": amount,
-        "baseline": known.used(meter) + known.held(meter),
-        "baseline_account": account.id,
-        "set_at": at,
-    }
-    await connection.execute(
-        upsert(limits)
-        .values(
-            owner_id=account.owner_id,
-            meter=meter,
-            window_kind=account.window,
-            owner=account.owner,
-            **values,
-        )
-        .on_conflict_do_update(index_elements=["owner_id", "meter", "window_kind"], set_=values)
-    )
+    return {row.id: Account(**row._mapping) for row in await connection.execute(locked)}
 
 
-async def _open(connection: Connection, key: AccountKey, account: Account) -> Account:
+async def _open(
+    connection: Connection, key: AccountKey, account: Account, at: datetime | None = None
+) -> Account:
     """Bring an account up to what its owner used in the period, and to what its calls hold.
 
     Calls stay as they were booked: what they used comes in as one adjustment. Calls in flight
     count in the account from now on.
     """
-    calls, late, holds = schema.calls, schema.adjustments, schema.holds
-    owner = f"{key.owner}_id"
+    late, holds = schema.adjustments, schema.holds
+    length = rolling(key.window)
+    start = key.start
+    if length is not None:
+        assert at is not None, "a rolling window ends now"
+        # Ids, which tell when a call was admitted, have milliseconds.
+        start = at - length - timedelta(microseconds=at.microsecond % 1000)
+        # Whatever was there has slid out.
+        account = msgspec.structs.replace(
+            account,
+            slid_to=start,
+            slid_tokens=account.used_tokens,
+            slid_nano=account.used_nano,
+        )
     running = (
         select(holds.c.call_id, holds.c.account_ids, holds.c.tokens, holds.c.nano)
-        .where(
-            holds.c.facts[owner].astext == key.owner_id,
-            cast(holds.c.facts["started_at"].astext, schema.calls.c.started_at.type) >= key.start,
-        )
+        .where(*await _in_flight(connection, key, start))
         .order_by(holds.c.call_id)
         .with_for_update()
     )
     held = (await connection.execute(running)).all()
-    ranged = [calls.c[owner] == key.owner_id, calls.c.id >= func.uuid7_floor(key.start)]
-    if key.end is not None:
-        ranged.append(calls.c.id < func.uuid7_floor(key.end))
-    booked = select(calls.c.tokens, calls.c.cost_nano.label("nano")).where(*ranged)
-    adjusted = (
-        select(late.c.tokens, late.c.nano)
-        .join_from(late, calls, late.c.call_id == calls.c.id)
-        .where(*ranged)
-    )
-    parts = union_all(booked, adjusted).subquery()
-    sums = (
-        await connection.execute(
-            select(
-                func.coalesce(func.sum(parts.c.tokens), 0),
-                func.coalesce(func.sum(parts.c.nano), 0),
-            )
-        )
-    ).one()
-    tokens, nano = int(sums[0]) - account.used_tokens, int(sums[1]) - account.used_nano
+    sums = await _used_since(connection, key, start)
+    tokens, nano = sums[0] - account.used("tokens"), sums[1] - account.used("usd")
     joining = [row for row in held if key.id not in row.account_ids]
     opened = msgspec.structs.replace(
         account,
@@ -563,3 +618,64 @@ async def _open(connection: Connection, key: AccountKey, account: Account) -> Ac
     accounts = schema.accounts
     await connection.execute(update(accounts).where(accounts.c.id == key.id).values(**values))
     return opened
+
+
+async def _in_flight(
+    connection: Connection, key: AccountKey, start: datetime
+) -> list[ColumnElement[bool]]:
+    """Say which calls in flight are an owner's, and were admitted from an instant on."""
+    holds = schema.holds
+    began = cast(holds.c.facts["started_at"].astext, schema.calls.c.started_at.type) >= start
+    if key.owner != "pool":
+        return [holds.c.facts[f"{key.owner}_id"].astext == key.owner_id, began]
+    months = await _months_of(connection, key.owner_id)
+    return [holds.c.account_ids.overlap(cast(months, ARRAY(schema.ID))), began]
+
+
+async def _months_of(connection: Connection, pool_id: str) -> list[str]:
+    """Return the accounts of a pool's months: every call of it is charged to one of them."""
+    accounts = schema.accounts
+    months = select(accounts.c.id).where(
+        accounts.c.owner_id == pool_id, accounts.c.window_kind == "month"
+    )
+    return list((await connection.execute(months)).scalars())
+
+
+async def _used_since(connection: Connection, key: AccountKey, start: datetime) -> tuple[int, int]:
+    """Return the tokens and nano-USD that an owner used from an instant to the period's end."""
+    calls, late, accounts = schema.calls, schema.adjustments, schema.accounts
+    if key.owner == "pool" and key.end is None:
+        # Everything that was ever charged to it: its months add it up already.
+        parts = (
+            select(accounts.c.used_tokens.label("tokens"), accounts.c.used_nano.label("nano"))
+            .where(accounts.c.owner_id == key.owner_id, accounts.c.window_kind == "month")
+            .subquery()
+        )
+    else:
+        ranged = [calls.c.id >= func.uuid7_floor(start)]
+        made = [late.c.call_id.is_(None), late.c.reason == "correction", late.c.created_at >= start]
+        if key.end is not None:
+            ranged.append(calls.c.id < func.uuid7_floor(key.end))
+            made.append(late.c.created_at < key.end)
+        if key.owner == "pool":
+            months = cast(await _months_of(connection, key.owner_id), ARRAY(schema.ID))
+            ranged.append(calls.c.account_ids.overlap(months))
+            made.append(late.c.account_ids.overlap(months))
+        else:
+            ranged.append(calls.c[f"{key.owner}_id"] == key.owner_id)
+            # Corrections that name no call are of allocations, and so of the pools above.
+            made.append(
+                late.c.allocation_id == key.owner_id if key.owner == "allocation" else false()
+            )
+        parts = union_all(
+            select(calls.c.tokens, calls.c.cost_nano.label("nano")).where(*ranged),
+            select(late.c.tokens, late.c.nano)
+            .join_from(late, calls, late.c.call_id == calls.c.id)
+            .where(*ranged),
+            select(late.c.tokens, late.c.nano).where(*made),
+        ).subquery()
+    sums = select(
+        func.coalesce(func.sum(parts.c.tokens), 0), func.coalesce(func.sum(parts.c.nano), 0)
+    )
+    tokens, nano = (await connection.execute(sums)).one()
+    return int(tokens), int(nano)

@@ -1,7 +1,7 @@
-"""The journal: who changed what, when, why, from what and to what.
+"""The journal: who changed what, when, why, from what and to what; and what is to be told of it.
 
-Owns the audit events. Owns no secret: what is recorded of a credential, a password or a key is
-that it changed.
+Owns the audit events, and writing into the outbox of alerts. Owns no secret: what is recorded of a
+credential, a password or a key is that it changed.
 
 Invariants: an event is written in the transaction of the change it tells of, so there is never one
 without the other; events are never edited or deleted (the database refuses).
@@ -13,7 +13,9 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import insert, select
+from sqlalchemy.dialects.postgresql import insert as upsert
 
+from app.core.alerts import Event
 from app.ids import uuid7
 from app.store import schema
 from app.store.database import Connection
@@ -72,6 +74,21 @@ async def record(
             reason=reason,
             request_id=author.request_id,
         )
+    )
+
+
+async def announce(connection: Connection, event: Event, rule_id: str | None = None) -> None:
+    """Write an event that is to be told of, in its transaction; the same one again is nothing."""
+    body = event.body
+    await connection.execute(
+        upsert(schema.events)
+        .values(
+            id=event.id,
+            kind=body.__struct_config__.tag,
+            rule_id=rule_id,
+            body=msgspec.json.encode(body).decode(),
+        )
+        .on_conflict_do_nothing()
     )
 
 

@@ -924,7 +924,19 @@ def _text(result: PGresult, row: int, column: int = 0) -> str:
 
 def _account(result: PGresult, row: int) -> Account:
     value = result.get_value
-    return Account(_text(result, row), *(int(value(row, column) or 0) for column in range(1, 8)))
+    used_tokens, used_nano, held_tokens, held_nano, unpriced, over_tokens, over_nano = (
+        int(value(row, column) or 0) for column in range(1, 8)
+    )
+    return Account(
+        _text(result, row),
+        used_tokens,
+        used_nano,
+        held_tokens,
+        held_nano,
+        unpriced,
+        over_tokens,
+        over_nano,
+    )
 
 
 def _booked(result: PGresult, row: int) -> Booked:

@@ -266,6 +266,7 @@ calls: Final = Table(
     Column("estimated", Boolean),
     Column("error_message", Text),
     Column("shortfall", JSONB),
+    Column("account_ids", ARRAY(_id)),
 )
 
 adjustments: Final = Table(
