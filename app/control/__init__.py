@@ -19,6 +19,7 @@ from app.control.errors import (
     BODY_BYTES_MAX,
     CONTROL_EXCEPTION_HANDLERS,
 )
+from app.control.pools import pool_router
 from app.control.reports import me_router, report_router
 from app.control.wire import Document, StrictRequest
 
@@ -36,7 +37,9 @@ def control_router(deps: ControlDeps) -> Router:
         "/api",
         route_handlers=[
             Router(
-                "/admin", route_handlers=[*admin_routers(), report_router()], guards=[gate.admin]
+                "/admin",
+                route_handlers=[*admin_routers(), pool_router(), report_router()],
+                guards=[gate.admin],
             ),
             Router("/me", route_handlers=[me_router()], guards=[gate.me]),
         ],

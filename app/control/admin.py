@@ -58,7 +58,7 @@ from app.core.access import (
     UnpricedPolicy,
     shared_model,
 )
-from app.core.ledger import AccountKey, Meter, account_key
+from app.core.ledger import METERS, AccountKey, Meter, account_key
 from app.core.metering import UNITS
 from app.core.money import AMOUNT_TOKENS_MAX
 from app.core.pricing import InvalidRates, Rate, check_rates
@@ -671,8 +671,7 @@ async def change_allocation(
         )
         current = _month_account(desk, record, change.at)
         if current != former:
-            # What was used of the caps goes with the allocation into the other zone's month.
-            await catalogue.open_month(change.connection, former, current)
+            await _move_month(change, record, former, current)
         await _set_caps(change, record, caps, reason)
         return await _stored_allocation(change, allocation_id)
 
@@ -699,6 +698,19 @@ def _month_account(desk: Desk, record: AllocationRecord, at: datetime) -> Accoun
     """Name the account of an allocation's month, which its zone decides."""
     period = desk.deps.calendar.of(record.billing_timezone).period("month", at)
     return account_key("allocation", record.id, "month", period)
+
+
+async def _move_month(
+    change: Change, record: AllocationRecord, former: AccountKey, current: AccountKey
+) -> None:
+    """Take what was used into the month of another zone; the caps are judged from there on."""
+    await catalogue.open_month(change.connection, former, current, change.at)
+    for meter in METERS:
+        cap = record.cap(meter)
+        if cap is not None:
+            await catalogue.set_limit(
+                change.connection, current, meter, cap, change.at, charged=[current]
+            )
 
 
 async def _set_caps(

@@ -220,6 +220,15 @@ class Collection(Generic[Record]):
         rows = await connection.execute(statement)
         return [self._record(row) for row in rows.mappings()]
 
+    async def where(
+        self, connection: Connection, *conditions: ColumnElement[bool], limit: int | None = None
+    ) -> list[Record]:
+        """Return the records that meet conditions, in order."""
+        order = self.key.desc() if self._newest_first else self.key.asc()
+        statement = self._statement.where(*conditions).order_by(order).limit(limit)
+        rows = await connection.execute(statement)
+        return [self._record(row) for row in rows.mappings()]
+
     async def add(self, connection: Connection, **values: object) -> None:
         """Add a row."""
         await connection.execute(insert(self.table).values(**values))
@@ -489,6 +498,11 @@ async def open_month(
     """Go over to another account for the month: the owner's calendar is another one now."""
     if account != former:
         await _open(connection, account, (await _locked(connection, {former, account}))[account.id])
+
+
+async def lock_account(connection: Connection, account: AccountKey) -> Account:
+    """Lock an account, so that no call is admitted meanwhile by what it is judged by."""
+    return (await _locked(connection, {account}))[account.id]
 
 
 def _of_window(account: AccountKey) -> tuple[ColumnElement[bool], ...]:
