@@ -14,6 +14,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     DateTime,
+    FetchedValue,
     Integer,
     LargeBinary,
     MetaData,
@@ -227,6 +228,7 @@ accounts: Final = Table(
     Column("unpriced_calls", BigInteger),
     Column("overrun_tokens", BigInteger),
     Column("overrun_nano", BigInteger),
+    Column("opened_at", _instant),
     Column("slid_to", _instant),
     Column("slid_tokens", BigInteger),
     Column("slid_nano", BigInteger),
@@ -272,7 +274,8 @@ calls: Final = Table(
 adjustments: Final = Table(
     "adjustments",
     metadata,
-    Column("id", _id, primary_key=True),
+    # The database makes one where the ledger and limits write them.
+    Column("id", _id, primary_key=True, server_default=FetchedValue()),
     Column("call_id", _id),
     Column("account_ids", ARRAY(_id)),
     Column("tokens", BigInteger),

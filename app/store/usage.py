@@ -29,14 +29,15 @@ from app.core.ledger import (
     AccountKey,
     Meter,
     OwnerKind,
+    RollingAccount,
     account_key,
     account_state,
 )
 from app.core.metering import Quantity
-from app.core.money import nano_to_usd
+from app.core.money import nano_to_usd, usd_to_nano
 from app.core.pools import Bound, binding, pools_above
 from app.core.refusals import LimitDocument, Outcome, Shortfall, limit_document
-from app.core.windows import Calendar, Period, Window
+from app.core.windows import Calendar, Period, Window, rolling
 from app.store import pools, schema, top_ups
 from app.store.catalogue import (
     AllocationRecord,
@@ -47,6 +48,7 @@ from app.store.catalogue import (
     keys,
 )
 from app.store.database import Connection, Database
+from app.store.rolling import recovers_at, slid_out
 from app.store.top_ups import TopUpRecord
 
 State = Literal["ok", "near", "critical", "exhausted", "paused"]
@@ -215,7 +217,8 @@ class KeyStanding(Standing, frozen=True, kw_only=True):
 class LimitStanding(msgspec.Struct, frozen=True, kw_only=True):
     """A limit and how it stands: USD as decimal strings, tokens as numbers.
 
-    `percent` is of what is used, and null of a limit of 0.
+    `percent` is of what is used, and null of a limit of 0. A rolling window never resets: of one
+    that is exceeded, `recovers_at` tells when enough will have slid out of it.
     """
 
     meter: Meter
@@ -227,6 +230,7 @@ class LimitStanding(msgspec.Struct, frozen=True, kw_only=True):
     percent: float | None
     exceeded: bool
     resets_at: datetime | None
+    recovers_at: datetime | None = None
 
 
 class KeyView(msgspec.Struct, frozen=True, kw_only=True):
@@ -452,20 +456,47 @@ async def key_views(
         for limit in record.limits
     }
     table = schema.accounts
-    columns = [table.c[name] for name in Account.__struct_fields__]
+    columns = [table.c[name] for name in RollingAccount.__struct_fields__]
     accounts: dict[str, Account] = {}
     if ids:
         rows = await connection.execute(select(*columns).where(table.c.id.in_(list(ids.values()))))
-        accounts = {row["id"]: Account(**row) for row in rows.mappings()}
+        accounts = {row["id"]: RollingAccount(**row) for row in rows.mappings()}
+        sliding = [id for (_, window), id in ids.items() if rolling(window) is not None]
+        for id, (tokens, nano) in (await slid_out(connection, sliding)).items():
+            account = accounts[id]
+            assert isinstance(account, RollingAccount)
+            account.slid_tokens += tokens
+            account.slid_nano += nano
     views = []
     for record in records:
         fields = msgspec.structs.asdict(record)
         fields["limits"] = [
-            limit_standing(limit, accounts.get(ids[record.id, limit.window]), periods[limit.window])
+            await _recovering(
+                connection,
+                record.id,
+                limit,
+                limit_standing(
+                    limit, accounts.get(ids[record.id, limit.window]), periods[limit.window]
+                ),
+                at,
+            )
             for limit in record.limits
         ]
         views.append(KeyView(**fields, token_budget=token_budget(record)))
     return views
+
+
+async def _recovering(
+    connection: Connection, key_id: str, limit: LimitRecord, shown: LimitStanding, at: datetime
+) -> LimitStanding:
+    """Say of a rolling window that is exceeded when it is so no more; a limit of 0 always is."""
+    if rolling(limit.window) is None or not shown.exceeded or limit.amount == 0:
+        return shown
+    used = usd_to_nano(shown.used) if limit.meter == "usd" else int(shown.used)
+    recovers = await recovers_at(
+        connection, key_id, limit.meter, limit.window, used - limit.amount, at
+    )
+    return msgspec.structs.replace(shown, recovers_at=recovers)
 
 
 def token_budget(record: KeyRecord) -> int | None:

@@ -139,7 +139,7 @@ def test_periods_neither_overlap_nor_leave_gaps(
     assert before.end == period.start
 
 
-@pytest.mark.parametrize("window", (*CALENDAR_WINDOWS, LIFETIME))
+@pytest.mark.parametrize("window", [*CALENDAR_WINDOWS, LIFETIME])
 def test_a_calendar_says_what_the_zone_says_in_any_order(window: Window) -> None:
     zone = ZoneInfo("America/New_York")
     calendar = Calendar(zone)

@@ -320,7 +320,9 @@ class Model:
             reason = Reason.RESERVED
         else:
             reason = Reason.TOKENS_EXCEEDED if meter == "tokens" else Reason.COST_EXCEEDED
-            if (meter, key.owner, key.window) == ("tokens", "key", "lifetime"):
+            if key.owner == "chat":
+                reason = Reason.CHAT_EXCEEDED
+            elif (meter, key.owner, key.window) == ("tokens", "key", "lifetime"):
                 reason = Reason.BUDGET_EXCEEDED
         return Refusal(
             reason,
