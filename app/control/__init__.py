@@ -21,6 +21,7 @@ from app.control.errors import (
 )
 from app.control.pools import pool_router
 from app.control.reports import me_router, report_router
+from app.control.top_ups import my_requests_router, top_up_router
 from app.control.wire import Document, StrictRequest
 
 __all__ = ["CONTROL_EXCEPTION_HANDLERS", "ControlDeps", "control_router"]
@@ -38,10 +39,10 @@ def control_router(deps: ControlDeps) -> Router:
         route_handlers=[
             Router(
                 "/admin",
-                route_handlers=[*admin_routers(), pool_router(), report_router()],
+                route_handlers=[*admin_routers(), pool_router(), top_up_router(), report_router()],
                 guards=[gate.admin],
             ),
-            Router("/me", route_handlers=[me_router()], guards=[gate.me]),
+            Router("/me", route_handlers=[me_router(), my_requests_router()], guards=[gate.me]),
         ],
         dependencies={"desk": Provide(desk_for(deps))},
         exception_handlers=CONTROL_EXCEPTION_HANDLERS,

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from app.core.pools import NESTING_MAX
 from app.store import usage
@@ -484,8 +485,6 @@ async def test_a_member_learns_of_a_pool_only_what_binds(plane: Any) -> None:
 
 
 async def test_a_page_of_allocations_costs_as_many_statements_as_one(plane: Any) -> None:
-    from sqlalchemy import event
-
     statements: list[str] = []
 
     def note(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
