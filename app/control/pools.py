@@ -1,7 +1,8 @@
 """Pools: parents of allocations and of pools, with limits of their own.
 
-Owns the bodies in which admins send them, which of them fit what there is, and how they are shown.
-Owns no SQL, no rule of nesting (see `core.pools`) and no reading of limits (see `limits`).
+Owns the bodies in which admins send them, which of them fit what there is, how they are shown, and
+how admins have them shared out. Owns no SQL, no rule of nesting (see `core.pools`) and no reading
+of limits (see `limits`).
 
 Invariants: every field of a body is stored and shown again, or the body is refused; every change
 leaves its event in the same transaction; what was called before an allocation came into a pool is
@@ -22,18 +23,20 @@ from msgspec import UNSET, UnsetType
 
 from app.control import records, wire
 from app.control.desk import Change, Desk
-from app.control.errors import documented, invalid, taken
+from app.control.errors import Refused, documented, invalid, taken, unknown
 from app.control.limits import LimitInput, LimitName, read_limits, set_limits
 from app.control.wire import Input, Page
 from app.core.ledger import Account, AccountKey, Meter, account_key
 from app.core.money import nano_to_usd
 from app.core.pools import InvalidNesting, check_nesting
+from app.core.rebalance import CannotRebalance
 from app.core.windows import Window, rolling
 from app.ids import uuid7
-from app.store import catalogue, pools, usage
+from app.store import catalogue, pools, rebalances, usage
 from app.store.catalogue import PoolRecord
 from app.store.database import Connection
 from app.store.pools import Contents
+from app.store.rebalances import CapChange, Plan, RebalanceRecord
 from app.store.usage import LimitStanding
 
 MONTH: Final[Window] = "month"
@@ -179,6 +182,97 @@ async def change_pool(
     return await desk.write(work)
 
 
+# Sharing out
+
+
+class RebalanceInput(Input):
+    """Whether to do it, or only to show what it would do."""
+
+    dry_run: bool = True
+    reason: str | None = None
+
+
+class RebalanceDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """What sharing out did to the token caps of a pool's allocations, or would do."""
+
+    id: str | None
+    """Null of a dry run, as are `actor` and `created_at`."""
+    pool_id: str
+    dry_run: bool
+    automatic: bool
+    month: datetime
+    total_tokens: int
+    """What is shared out: the same before and after."""
+    changes: list[CapChange]
+    actor: str | None
+    created_at: datetime | None
+
+
+@post(
+    "/pools/{id:str}/rebalance",
+    status_code=200,
+    summary="Share out the token caps of a pool's allocations by last month's use",
+)
+async def rebalance_pool(
+    id: FromPath[str], data: JSONBody[RebalanceInput], desk: NamedDependency[Desk]
+) -> RebalanceDocument:
+    """A dry run, unless told otherwise. USD caps stay as they are."""
+    pool_id = wire.path_id(id, "pool")
+    reason = wire.reason(data.reason)
+    calendar = desk.deps.calendar
+
+    async def plan(connection: Connection) -> Plan:
+        pool = await catalogue.pools.find(connection, pool_id)
+        if pool is None:
+            raise unknown("pool")
+        try:
+            return await rebalances.plan(connection, pool, calendar, desk.at)
+        except CannotRebalance as error:
+            raise Refused(422, f"This pool cannot be shared out: {error}.") from None
+
+    async def work(change: Change) -> RebalanceDocument:
+        planned = await plan(change.connection)
+        done = await rebalances.carry_out(
+            change.connection, planned, calendar, desk.author, change.at, reason=reason
+        )
+        return _rebalance(done)
+
+    if not data.dry_run:
+        return await desk.write(work)
+    async with desk.deps.database.snapshot() as connection:
+        planned = await plan(connection)
+    return RebalanceDocument(
+        id=None,
+        pool_id=pool_id,
+        dry_run=True,
+        automatic=False,
+        month=planned.month,
+        total_tokens=planned.total_tokens,
+        changes=planned.changes,
+        actor=None,
+        created_at=None,
+    )
+
+
+@get("/pools/{id:str}/rebalances", summary="List what sharing out did, the latest run first")
+async def list_rebalances(
+    id: FromPath[str],
+    desk: NamedDependency[Desk],
+    cursor: FromQuery[str | None] = None,
+    limit: FromQuery[int] = wire.PAGE_DEFAULT,
+) -> Page[RebalanceDocument]:
+    pool_id = wire.path_id(id, "pool")
+    async with desk.deps.database.snapshot() as connection:
+        if await catalogue.pools.find(connection, pool_id) is None:
+            raise unknown("pool")
+    page = await records.page(desk, rebalances.rebalances, cursor, limit, pool_id=pool_id)
+    return Page([_rebalance(one) for one in page.items], page.next)
+
+
+def _rebalance(record: RebalanceRecord) -> RebalanceDocument:
+    return RebalanceDocument(**msgspec.structs.asdict(record), dry_run=False)
+
+
 # What they do alike
 
 
@@ -301,5 +395,12 @@ async def _documents(
 
 def pool_router() -> Router:
     """Make the router of pools."""
-    handlers = [add_pool, list_pools, show_pool, change_pool]
+    handlers = [
+        add_pool,
+        list_pools,
+        show_pool,
+        change_pool,
+        rebalance_pool,
+        list_rebalances,
+    ]
     return Router("/", route_handlers=documented(handlers), tags=["Pools"])

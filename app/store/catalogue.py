@@ -466,6 +466,44 @@ async def set_limit(
     await _put_limit(connection, account, meter, values)
 
 
+async def set_caps(
+    connection: Connection, meter: Meter, amounts: Mapping[AccountKey, int], at: datetime
+) -> None:
+    """Limit many owners at once, each in the window of an account that its calls are charged to.
+
+    However many there are, they are locked for three statements: calls wait meanwhile.
+    """
+    limits = schema.limits
+    for some in _some(sorted(amounts, key=lambda key: key.id)):
+        locked = await _locked(connection, some)
+        rows = [
+            {
+                "owner_id": key.owner_id,
+                "meter": meter,
+                "window_kind": key.window,
+                "owner": key.owner,
+                "amount": amounts[key],
+                "baseline": locked[key.id].used(meter) + locked[key.id].held(meter),
+                "baseline_account": key.id,
+                "set_at": at,
+            }
+            for key in some
+        ]
+        statement = upsert(limits).values(rows)
+        changed = ("amount", "baseline", "baseline_account", "set_at")
+        await connection.execute(
+            statement.on_conflict_do_update(
+                index_elements=["owner_id", "meter", "window_kind"],
+                set_={name: statement.excluded[name] for name in changed},
+            )
+        )
+
+
+def _some(keys: Sequence[AccountKey], most: int = 1000) -> list[Sequence[AccountKey]]:
+    """Return them in parts that fit into a statement."""
+    return [keys[n : n + most] for n in range(0, len(keys), most)]
+
+
 async def watch(
     connection: Connection,
     account: AccountKey,
