@@ -1,7 +1,8 @@
 """The control plane: `/api/*`, where admins set up and members look.
 
 Owns the protocol of it: who is let in (`desk`), what bodies and documents look like (`wire`,
-`admin`, `reports`), and how it says no (`errors`). Owns no SQL and no rule of the ledger.
+`admin`, `pools`, `top_ups`, `reports`), and how it says no (`errors`). Owns no SQL and no rule of
+the ledger.
 
 A change takes one path: the gate names the actor, the handler checks single values, and one
 transaction checks them against what there is, writes, and leaves the audit event.

@@ -30,7 +30,7 @@ from app.core.ledger import Account, AccountKey, Meter, account_key
 from app.core.money import nano_to_usd
 from app.core.pools import InvalidNesting, check_nesting
 from app.core.rebalance import CannotRebalance
-from app.core.windows import Window, rolling
+from app.core.windows import Window
 from app.ids import uuid7
 from app.store import catalogue, pools, rebalances, usage
 from app.store.catalogue import PoolRecord
@@ -95,7 +95,7 @@ async def add_pool(data: JSONBody[PoolInput], desk: NamedDependency[Desk]) -> Po
     id = uuid7()
     name = wire.text("name", data.name)
     parent_id = None if data.parent_id is None else str(data.parent_id)
-    limits = _read_limits(data.limits)
+    limits = read_limits(data.limits)
     wanted: dict[LimitName, int | None] = {**limits}
     for meter, quota in _quotas(data).items():
         if quota is not None:
@@ -156,7 +156,7 @@ async def change_pool(
     parent_id: str | None = None
     if data.parent_id is not UNSET:
         values["parent_id"] = parent_id = None if data.parent_id is None else str(data.parent_id)
-    asked = None if data.limits is UNSET else _read_limits(data.limits)
+    asked = None if data.limits is UNSET else read_limits(data.limits)
     quotas = _quotas(data)
     for meter, quota in quotas.items():
         _agrees(meter, quota, asked or {})
@@ -274,17 +274,6 @@ def _rebalance(record: RebalanceRecord) -> RebalanceDocument:
 
 
 # What they do alike
-
-
-def _read_limits(asked: Sequence[LimitInput]) -> dict[LimitName, int]:
-    limits = read_limits(asked)
-    for n, (_, window) in enumerate(limits):
-        if rolling(window) is not None:
-            raise invalid(
-                f"limits[{n}].window",
-                "cannot roll for a pool: use hour, day, month or lifetime",
-            )
-    return limits
 
 
 def _quotas(data: PoolInput | PoolPatch) -> dict[Meter, int | None]:

@@ -192,6 +192,41 @@ async def test_ten_billion_tokens_and_more_are_shared_out_exactly(plane: Any, sc
     assert sum(shared) == scale
 
 
+async def test_more_allocations_than_fit_into_a_statement_are_shared_out_at_once(
+    plane: Any,
+) -> None:
+    pool = await plane.pool()
+    tenant = await plane.tenant("m1")
+    plane.sql(
+        "INSERT INTO allocations (id, member_id, name, models, pool_id)"
+        " SELECT gen_random_uuid(), %s, 'one of many', '{m1}', %s FROM generate_series(1, 1201)",
+        tenant.member["id"],
+        pool["id"],
+    )
+    plane.sql(
+        "INSERT INTO limits (owner_id, meter, window_kind, owner, amount)"
+        " SELECT id, 'tokens', 'month', 'allocation', 601 FROM allocations WHERE pool_id = %s",
+        pool["id"],
+    )
+    plane.sql(
+        "INSERT INTO accounts"
+        " (id, owner, owner_id, window_kind, period_start, period_end, used_tokens)"
+        " SELECT gen_random_uuid(), 'allocation', id, 'month', %s, %s,"
+        " row_number() OVER (ORDER BY id) FROM allocations WHERE pool_id = %s",
+        LAST_MONTH - timedelta(days=9),
+        MONTH.start,
+        pool["id"],
+    )
+    done = await run(plane, pool, dry_run=False)
+    assert done["total_tokens"] == 601 * 1201
+    # The use adds up to what the caps do, so that each gets what it used.
+    counted = "SELECT count(*), sum(amount), min(amount), max(amount) FROM limits"
+    assert plane.sql(counted) == [(1201, 601 * 1201, 1, 1201)]
+    [(events,)] = plane.sql("SELECT count(*) FROM audit WHERE reason LIKE 'shared out%%'")
+    # The one in the middle has what it had.
+    assert events == 1200
+
+
 async def test_an_empty_pool_is_shared_out_among_nobody(plane: Any) -> None:
     pool = await plane.pool()
     done = await run(plane, pool, dry_run=False)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import psycopg
 import pytest
 
 from app.core.windows import Calendar
@@ -158,6 +161,27 @@ async def test_a_top_up_ends_when_an_admin_says_so_and_only_once(plane: Any) -> 
     assert events[-1]["before"] == {"top_up_id": added["id"], "expires_at": added["expires_at"]}
     assert events[-1]["after"]["expires_at"] == ended[0]["expires_at"]
     assert (await plane.call("DELETE", f"/admin/top-ups/{ID}")).status_code == 404
+
+
+async def test_a_top_up_begins_and_ends_under_the_lock_of_the_month(plane: Any) -> None:
+    tenant = await plane.tenant("m1", quota_tokens_per_month=5)
+
+    async def while_a_batch_decides(change: Coroutine[Any, Any, Any]) -> None:
+        """Have the ledger hold the account: the change must wait for it."""
+        with psycopg.connect(plane.url) as ledger:
+            ledger.execute("SELECT * FROM accounts FOR UPDATE")
+            task = asyncio.create_task(change)
+            deadline = asyncio.get_running_loop().time() + 10
+            while not plane.sql("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"):
+                assert asyncio.get_running_loop().time() < deadline
+                await asyncio.sleep(0.01)
+            assert not task.done()
+        await task
+
+    await while_a_batch_decides(top_up(plane, tenant))
+    [(id,)] = plane.sql("SELECT id::text FROM top_ups WHERE expires_at > now()")
+    await while_a_batch_decides(plane.call("DELETE", f"/admin/top-ups/{id}"))
+    assert (await card(plane, tenant))["effective_tokens_per_month"] == 5
 
 
 async def test_a_top_up_that_is_over_tops_nothing_up(plane: Any) -> None:
