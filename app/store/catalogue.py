@@ -209,16 +209,12 @@ class Collection(Generic[Record]):
         equal: Mapping[str, str | None] = {},
     ) -> list[Record]:
         """Return records beyond a key, in order; `equal` filters by column."""
-        order = self.key.desc() if self._newest_first else self.key.asc()
-        statement = self._statement.order_by(order).limit(limit)
+        conditions = [
+            self.table.c[column] == value for column, value in equal.items() if value is not None
+        ]
         if after is not None:
-            beyond = self.key < after if self._newest_first else self.key > after
-            statement = statement.where(beyond)
-        for column, value in equal.items():
-            if value is not None:
-                statement = statement.where(self.table.c[column] == value)
-        rows = await connection.execute(statement)
-        return [self._record(row) for row in rows.mappings()]
+            conditions.append(self.key < after if self._newest_first else self.key > after)
+        return await self.where(connection, *conditions, limit=limit)
 
     async def where(
         self, connection: Connection, *conditions: ColumnElement[bool], limit: int | None = None
