@@ -33,6 +33,7 @@ from app.gateway.door import Door
 from app.gateway.exchange import Exchange
 from app.gateway.realtime import Sessions
 from app.gateway.upstream import Upstream
+from app.monthly import Monthly
 from app.settings import Settings, psycopg_dsn
 from app.store.answers import Answers
 from app.store.chats import Chats
@@ -111,7 +112,13 @@ class Gateway:
         )
         self.sessions = Sessions(self.exchange)
         self.door = Door(self.exchange, self.database, self.calendar)
-        self.worker = Worker(self.pool, self.ledger, reaper_period_s=settings.reaper_period_s)
+        self.monthly = Monthly(self.database, self.calendar, lambda: datetime.now(UTC))
+        self.worker = Worker(
+            self.pool,
+            self.ledger,
+            reaper_period_s=settings.reaper_period_s,
+            share_out=self.monthly.share_out,
+        )
 
     async def start(self) -> None:
         """Start every part; PostgreSQL may come later."""

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     DateTime,
+    FetchedValue,
     Integer,
     LargeBinary,
     MetaData,
@@ -297,7 +298,8 @@ calls: Final = Table(
 adjustments: Final = Table(
     "adjustments",
     metadata,
-    Column("id", _id, primary_key=True),
+    # The database makes one where the ledger and limits write them.
+    Column("id", _id, primary_key=True, server_default=FetchedValue()),
     Column("call_id", _id),
     Column("account_ids", ARRAY(_id)),
     Column("tokens", BigInteger),
