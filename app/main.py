@@ -34,6 +34,7 @@ from app.gateway.door import Door
 from app.gateway.exchange import Exchange
 from app.gateway.realtime import Sessions
 from app.gateway.upstream import Upstream
+from app.monthly import Monthly
 from app.receivers import Receivers
 from app.settings import Settings, psycopg_dsn
 from app.store.answers import Answers
@@ -113,7 +114,13 @@ class Gateway:
         )
         self.sessions = Sessions(self.exchange)
         self.door = Door(self.exchange, self.database, self.calendar)
-        self.worker = Worker(self.pool, self.ledger, reaper_period_s=settings.reaper_period_s)
+        self.monthly = Monthly(self.database, self.calendar, lambda: datetime.now(UTC))
+        self.worker = Worker(
+            self.pool,
+            self.ledger,
+            reaper_period_s=settings.reaper_period_s,
+            share_out=self.monthly.share_out,
+        )
         self.receivers = Receivers(settings.webhook_private_cidrs)
         self.delivery = Delivery(
             self.pool,

@@ -1,8 +1,8 @@
 """The control plane: `/api/*`, where admins set up and members look.
 
 Owns the protocol of it: who is let in (`desk`, `auth`), what bodies and documents look like
-(`wire`, `admin`, `alerts`, `own_keys`, `reports`), and how it says no (`errors`). Owns no SQL and
-no rule of the ledger.
+(`wire`, `admin`, `pools`, `top_ups`, `alerts`, `own_keys`, `reports`), and how it says no
+(`errors`). Owns no SQL and no rule of the ledger.
 
 A change takes one path: the gate names the actor, the handler checks single values, and one
 transaction checks them against what there is, writes, and leaves the audit event.
@@ -24,7 +24,9 @@ from app.control.errors import (
     CONTROL_EXCEPTION_HANDLERS,
 )
 from app.control.own_keys import own_keys_router
+from app.control.pools import pool_router
 from app.control.reports import me_router, report_router
+from app.control.top_ups import my_requests_router, top_up_router
 from app.control.wire import Document, StrictRequest
 
 __all__ = ["CONTROL_EXCEPTION_HANDLERS", "ControlDeps", "control_router"]
@@ -43,13 +45,19 @@ def control_router(deps: ControlDeps) -> Router:
         route_handlers=[
             Router(
                 "/admin",
-                route_handlers=[*admin_routers(), report_router(), alert_router()],
+                route_handlers=[
+                    *admin_routers(),
+                    pool_router(),
+                    top_up_router(),
+                    alert_router(),
+                    report_router(),
+                ],
                 guards=[gate.admin],
                 security=either,
             ),
             Router(
                 "/me",
-                route_handlers=[me_router(), own_keys_router()],
+                route_handlers=[me_router(), own_keys_router(), my_requests_router()],
                 guards=[gate.me],
                 security=either,
             ),

@@ -58,8 +58,9 @@ from app.core.access import (
     UnpricedPolicy,
     shared_model,
 )
-from app.core.ledger import Meter, account_key
+from app.core.ledger import METERS, AccountKey, Meter, account_key
 from app.core.metering import UNITS
+from app.core.money import AMOUNT_TOKENS_MAX
 from app.core.pricing import InvalidRates, Rate, check_rates
 from app.ids import uuid7
 from app.store import catalogue, usage
@@ -519,6 +520,10 @@ class AllocationInput(Input):
     overrun_policy: OverrunPolicy = "strict"
     ledger_outage: OutagePolicy = "deny"
     unpriced: UnpricedPolicy = "allow"
+    billing_timezone: str | None = None
+    floor_tokens: int = 0
+    locked: bool = False
+    service: bool = False
     reason: str | None = None
 
 
@@ -534,6 +539,10 @@ class AllocationPatch(Input):
     overrun_policy: OverrunPolicy | UnsetType = UNSET
     ledger_outage: OutagePolicy | UnsetType = UNSET
     unpriced: UnpricedPolicy | UnsetType = UNSET
+    billing_timezone: str | UnsetType | None = UNSET
+    floor_tokens: int | UnsetType = UNSET
+    locked: bool | UnsetType = UNSET
+    service: bool | UnsetType = UNSET
     reason: str | None = None
 
 
@@ -545,6 +554,13 @@ class AllocationDocument(usage.Standing, frozen=True, kw_only=True):
     overrun_policy: OverrunPolicy
     ledger_outage: OutagePolicy
     unpriced: UnpricedPolicy
+    billing_timezone: str | None
+    """Whose months its caps count; null: those of the installation."""
+    floor_tokens: int
+    """The least that sharing out a pool leaves of its token cap."""
+    locked: bool
+    """Whether sharing out a pool leaves its token cap as it is; so it does a `service`'s."""
+    service: bool
     created_at: datetime
 
 
@@ -558,22 +574,30 @@ async def add_allocation(
     models = wire.distinct("models", data.models)
     name = ", ".join(models)[:200] if data.name is None else wire.text("name", data.name)
     caps = _caps(data)
+    pool_id = None if data.pool_id is None else str(data.pool_id)
+    timezone = wire.timezone("billing_timezone", data.billing_timezone)
+    floor_tokens = wire.whole("floor_tokens", data.floor_tokens, 0, AMOUNT_TOKENS_MAX)
     reason = wire.reason(data.reason)
 
     async def work(change: Change) -> AllocationDocument:
         if await catalogue.members.find(change.connection, member_id) is None:
             raise invalid("member_id", "is no member's")
         await _known_models(change, models)
-        _known_pool(data.pool_id)
+        await _known_pool(change, pool_id)
         await catalogue.allocations.add(
             change.connection,
             id=id,
             member_id=member_id,
             name=name,
             models=models,
+            pool_id=pool_id,
             overrun_policy=data.overrun_policy,
             ledger_outage=data.ledger_outage,
             unpriced=data.unpriced,
+            billing_timezone=timezone,
+            floor_tokens=floor_tokens,
+            locked=data.locked,
+            service=data.service,
         )
         added = await _again(change, catalogue.allocations, id)
         await change.record(
@@ -591,10 +615,18 @@ async def list_allocations(
     cursor: FromQuery[str | None] = None,
     limit: FromQuery[int] = wire.PAGE_DEFAULT,
     member_id: FromQuery[str | None] = None,
+    pool_id: FromQuery[str | None] = None,
     status: FromQuery[AllocationStatus | None] = None,
 ) -> Page[AllocationDocument]:
-    member = wire.id_filter("member_id", member_id)
-    page = await _page(desk, catalogue.allocations, cursor, limit, member_id=member, status=status)
+    page = await _page(
+        desk,
+        catalogue.allocations,
+        cursor,
+        limit,
+        member_id=wire.id_filter("member_id", member_id),
+        pool_id=wire.id_filter("pool_id", pool_id),
+        status=status,
+    )
     return Page(await _allocations(desk, page.items), page.next)
 
 
@@ -616,9 +648,19 @@ async def change_allocation(
         overrun_policy=data.overrun_policy,
         ledger_outage=data.ledger_outage,
         unpriced=data.unpriced,
+        locked=data.locked,
+        service=data.service,
     )
     if data.name is not UNSET:
         values["name"] = wire.text("name", data.name)
+    if data.billing_timezone is not UNSET:
+        values["billing_timezone"] = wire.timezone("billing_timezone", data.billing_timezone)
+    if data.floor_tokens is not UNSET:
+        floor_tokens = wire.whole("floor_tokens", data.floor_tokens, 0, AMOUNT_TOKENS_MAX)
+        values["floor_tokens"] = floor_tokens
+    pool_id: str | None = None
+    if data.pool_id is not UNSET:
+        values["pool_id"] = pool_id = None if data.pool_id is None else str(data.pool_id)
     models = data.models
     if models is not UNSET:
         values["models"] = wire.distinct("models", models)
@@ -627,14 +669,17 @@ async def change_allocation(
 
     async def work(change: Change) -> AllocationDocument:
         record = await _current(change, catalogue.allocations, allocation_id, "allocation")
-        if data.pool_id is not UNSET:
-            _known_pool(data.pool_id)
+        await _known_pool(change, pool_id)
         if models is not UNSET and models != record.models:
             await _known_models(change, models)
             await _fits_its_keys(change, record, models)
+        former = _month_account(desk, record, change.at)
         record = await _update(
             change, catalogue.allocations, "allocation", record, values, reason=reason
         )
+        current = _month_account(desk, record, change.at)
+        if current != former:
+            await _move_month(change, record, former, current)
         await _set_caps(change, record, caps, reason)
         return await _stored_allocation(change, allocation_id)
 
@@ -657,14 +702,32 @@ _CAP_EVENT: Final[dict[Meter, str]] = {
 }
 
 
+def _month_account(desk: Desk, record: AllocationRecord, at: datetime) -> AccountKey:
+    """Name the account of an allocation's month, which its zone decides."""
+    period = desk.deps.calendar.of(record.billing_timezone).period("month", at)
+    return account_key("allocation", record.id, "month", period)
+
+
+async def _move_month(
+    change: Change, record: AllocationRecord, former: AccountKey, current: AccountKey
+) -> None:
+    """Take what was used into the month of another zone; the caps are judged from there on."""
+    await catalogue.open_month(change.connection, former, current, change.at)
+    for meter in METERS:
+        cap = record.cap(meter)
+        if cap is not None:
+            await catalogue.set_limit(
+                change.connection, current, meter, cap, change.at, charged=[current]
+            )
+
+
 async def _set_caps(
     change: Change,
     record: AllocationRecord,
     caps: Mapping[Meter, int | None],
     reason: str | None,
 ) -> None:
-    period = change.desk.deps.calendar.period("month", change.at)
-    account = account_key("allocation", record.id, "month", period)
+    account = _month_account(change.desk, record, change.at)
     for meter, amount in caps.items():
         if amount == record.cap(meter):
             continue
@@ -689,9 +752,9 @@ async def _known_models(change: Change, models: Sequence[str]) -> None:
         raise invalid("models", f"names unknown models: {', '.join(map(repr, missing))}")
 
 
-def _known_pool(pool_id: UUID | None) -> None:
-    if pool_id is not None:
-        raise invalid("pool_id", "is no pool's: there are no pools yet")
+async def _known_pool(change: Change, pool_id: str | None) -> None:
+    if pool_id is not None and await catalogue.pools.find(change.connection, pool_id) is None:
+        raise invalid("pool_id", "is no pool's")
 
 
 async def _fits_its_keys(change: Change, record: AllocationRecord, models: Sequence[str]) -> None:
@@ -716,15 +779,14 @@ def _shared(records: Sequence[AllocationRecord]) -> str | None:
 
 async def _stored_allocation(change: Change, id: str) -> AllocationDocument:
     record = await _again(change, catalogue.allocations, id)
-    period = change.desk.deps.calendar.period("month", change.at)
-    standing = await usage.standings(change.connection, [record], period)
+    calendar = change.desk.deps.calendar
+    standing = await usage.standings(change.connection, [record], calendar, change.at)
     return _document(record, standing[0])
 
 
 async def _allocations(desk: Desk, records: Sequence[AllocationRecord]) -> list[AllocationDocument]:
-    period = desk.deps.calendar.period("month", desk.at)
     async with desk.deps.database.snapshot() as connection:
-        standings = await usage.standings(connection, records, period)
+        standings = await usage.standings(connection, records, desk.deps.calendar, desk.at)
     return [_document(record, one) for record, one in zip(records, standings, strict=True)]
 
 
@@ -736,6 +798,10 @@ def _document(record: AllocationRecord, standing: usage.Standing) -> AllocationD
         overrun_policy=record.overrun_policy,
         ledger_outage=record.ledger_outage,
         unpriced=record.unpriced,
+        billing_timezone=record.billing_timezone,
+        floor_tokens=record.floor_tokens,
+        locked=record.locked,
+        service=record.service,
         created_at=record.created_at,
     )
 
@@ -822,8 +888,8 @@ async def _set_limits(
     wanted: Mapping[LimitName, int | None],
     reason: str | None,
 ) -> None:
-    month = change.desk.deps.calendar.period("month", change.at)
-    charged = [account_key("allocation", id, "month", month) for id in record.allocation_ids]
+    opened = await catalogue.allocations.find_all(change.connection, record.allocation_ids)
+    charged = [_month_account(change.desk, one, change.at) for one in opened]
     await set_limits(
         change, "key", record.id, record.limits, wanted, charged=charged, reason=reason
     )

@@ -9,6 +9,7 @@ PostgreSQL cannot keep never reaches it; a cursor is opaque and stands for the l
 
 import base64
 import binascii
+import functools
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any, Final, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 import msgspec
 from litestar import Request, Response
@@ -220,6 +221,19 @@ def cap_nano(field: str, value: Decimal | None) -> int | None:
         return usd_to_nano(value)
     except InvalidAmount as error:
         raise invalid(field, str(error)) from None
+
+
+@functools.cache
+def _timezones() -> frozenset[str]:
+    # Looked up in a list: some names that are none make the lookup itself fail in odd ways.
+    return frozenset(available_timezones())
+
+
+def timezone(field: str, value: str | None) -> str | None:
+    """Check the name of a time zone; null is none of its own."""
+    if value is not None and value not in _timezones():
+        raise invalid(field, "must be a time zone of the IANA database, such as Europe/Berlin")
+    return value
 
 
 def instant(field: str, value: datetime) -> datetime:

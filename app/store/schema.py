@@ -298,6 +298,7 @@ calls: Final = Table(
 adjustments: Final = Table(
     "adjustments",
     metadata,
+    # The database makes one where the ledger and limits write them.
     Column("id", _id, primary_key=True, server_default=FetchedValue()),
     Column("call_id", _id),
     Column("account_ids", ARRAY(_id)),
