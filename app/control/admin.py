@@ -29,7 +29,7 @@ from msgspec import UNSET, UnsetType
 from app.control import passwords, wire
 from app.control.auth import end_sessions
 from app.control.desk import Change, Desk
-from app.control.errors import documented, invalid, taken
+from app.control.errors import documented, invalid, taken, unknown
 from app.control.limits import (
     BUDGET,
     LimitInput,
