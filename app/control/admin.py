@@ -920,7 +920,7 @@ async def make_key(
     """Add a key of a member, and where it alerts at how many tokens, if it does."""
     id, secret = uuid7(), new_key()
     name = wire.text("name", data.name)
-    limits: dict[LimitName, int | None] = {**read_limits(data.limits)}
+    limits: dict[LimitName, int | None] = {**read_limits(data.limits, "key")}
     budget = read_budget(data.token_budget, limits)
     if budget is not None:
         limits[BUDGET] = budget
@@ -996,7 +996,7 @@ async def change_key(
         allocation_ids = wire.distinct("allocation_ids", named)
         values["allocation_ids"] = allocation_ids
 
-    asked = None if data.limits is UNSET else read_limits(data.limits)
+    asked = None if data.limits is UNSET else read_limits(data.limits, "key")
     budget = UNSET if data.token_budget is UNSET else read_budget(data.token_budget, asked or {})
     threshold, webhook = data.alert_threshold, data.alert_webhook
     if isinstance(threshold, int):

@@ -69,7 +69,7 @@ async def tighten_own_key(
         expires_at = wire.instant("expires_at", expires_at)
     wanted: dict[LimitName, int | None] = {}
     if data.limits is not UNSET:
-        wanted |= read_limits(data.limits)
+        wanted |= read_limits(data.limits, "key")
     if data.token_budget is not UNSET:
         budget = read_budget(data.token_budget, wanted)
         if wanted.get(BUDGET) is None:

@@ -95,7 +95,7 @@ async def add_pool(data: JSONBody[PoolInput], desk: NamedDependency[Desk]) -> Po
     id = uuid7()
     name = wire.text("name", data.name)
     parent_id = None if data.parent_id is None else str(data.parent_id)
-    limits = read_limits(data.limits)
+    limits = read_limits(data.limits, "pool")
     wanted: dict[LimitName, int | None] = {**limits}
     for meter, quota in _quotas(data).items():
         if quota is not None:
@@ -156,7 +156,7 @@ async def change_pool(
     parent_id: str | None = None
     if data.parent_id is not UNSET:
         values["parent_id"] = parent_id = None if data.parent_id is None else str(data.parent_id)
-    asked = None if data.limits is UNSET else read_limits(data.limits)
+    asked = None if data.limits is UNSET else read_limits(data.limits, "pool")
     quotas = _quotas(data)
     for meter, quota in quotas.items():
         _agrees(meter, quota, asked or {})

@@ -194,7 +194,7 @@ async def test_the_replicas_hear_of_a_pool_that_moves(plane: Any) -> None:
         ({"name": None}, "name"),
         ({"parent_id": ID}, "parent_id"),
         ({"parent_id": "nope"}, "parent_id"),
-        ({"limits": [{"meter": "tokens", "window": "rolling:24h", "amount": 1}]}, "limits"),
+        ({"limits": [{"meter": "tokens", "window": "rolling:24h", "amount": 1}]}, "limits[0].window"),
         ({"limits": [{"meter": "tokens", "window": "week", "amount": 1}]}, "limits[0].window"),
         ({"limits": [{"meter": "tokens", "window": "day", "amount": 1.5}]}, "limits[0].amount"),
         ({"limits": [{"meter": "pages", "window": "day", "amount": 1}]}, "limits[0].meter"),
