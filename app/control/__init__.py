@@ -14,6 +14,7 @@ from litestar import Router
 from litestar.di import Provide
 
 from app.control.admin import admin_routers
+from app.control.corrections import correction_router
 from app.control.desk import ControlDeps, Envelope, Gate, desk_for
 from app.control.errors import (
     BODY_BYTES_MAX,
@@ -36,7 +37,9 @@ def control_router(deps: ControlDeps) -> Router:
         "/api",
         route_handlers=[
             Router(
-                "/admin", route_handlers=[*admin_routers(), report_router()], guards=[gate.admin]
+                "/admin",
+                route_handlers=[*admin_routers(), report_router(), correction_router()],
+                guards=[gate.admin],
             ),
             Router("/me", route_handlers=[me_router()], guards=[gate.me]),
         ],

@@ -488,7 +488,9 @@ async def open_month(
 ) -> None:
     """Go over to another account for the month: the owner's calendar is another one now."""
     if account != former:
-        await _open(connection, account, (await _locked(connection, {former, account}))[account.id])
+        await _open(
+            connection, account, (await lock_accounts(connection, {former, account}))[account.id]
+        )
 
 
 def _of_window(account: AccountKey) -> tuple[ColumnElement[bool], ...]:
@@ -522,11 +524,11 @@ async def _keep(
     )
     # Calls are charged to the account already, if another limit needs it.
     is_kept = account in charged or await _scalar(connection, kept.limit(1)) is not None
-    locked = (await _locked(connection, {account, *charged}))[account.id]
+    locked = (await lock_accounts(connection, {account, *charged}))[account.id]
     return locked if is_kept else await _open(connection, account, locked, at)
 
 
-async def _locked(connection: Connection, needed: Some[AccountKey]) -> dict[str, Account]:
+async def lock_accounts(connection: Connection, needed: Some[AccountKey]) -> dict[str, Account]:
     """Lock accounts, in the order in which everyone locks them; make those that are missing."""
     accounts = schema.accounts
     # A period's first call may come at the same moment: a row that is missing locks nothing.
