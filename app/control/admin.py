@@ -623,7 +623,7 @@ async def add_allocation(
     caps = _caps(data)
     reason = wire.reason(data.reason)
 
-    async def work(change: Change) -> AllocationDocument:
+    async def work(change: Change) -> AllocationRecord:
         if await catalogue.members.find(change.connection, member_id) is None:
             raise invalid("member_id", "is no member's")
         await _known_models(change, models)
@@ -643,9 +643,9 @@ async def add_allocation(
             "allocation_created", "allocation", id, after=_configured(added), reason=reason
         )
         await _set_caps(change, added, caps, reason)
-        return await _stored_allocation(change, id)
+        return await _again(change, catalogue.allocations, id)
 
-    return await desk.write(work)
+    return (await _allocations(desk, [await desk.write(work)]))[0]
 
 
 @get("/allocations", summary="List allocations, newest first")
@@ -688,7 +688,7 @@ async def change_allocation(
     caps = _caps(data)
     reason = wire.reason(data.reason)
 
-    async def work(change: Change) -> AllocationDocument:
+    async def work(change: Change) -> AllocationRecord:
         record = await _current(change, catalogue.allocations, allocation_id, "allocation")
         if data.pool_id is not UNSET:
             _known_pool(data.pool_id)
@@ -699,9 +699,9 @@ async def change_allocation(
             change, catalogue.allocations, "allocation", record, values, reason=reason
         )
         await _set_caps(change, record, caps, reason)
-        return await _stored_allocation(change, allocation_id)
+        return await _again(change, catalogue.allocations, allocation_id)
 
-    return await desk.write(work)
+    return (await _allocations(desk, [await desk.write(work)]))[0]
 
 
 def _caps(data: AllocationInput | AllocationPatch) -> dict[Meter, int | None]:
@@ -777,17 +777,9 @@ def _shared(records: Sequence[AllocationRecord]) -> str | None:
     )
 
 
-async def _stored_allocation(change: Change, id: str) -> AllocationDocument:
-    record = await _again(change, catalogue.allocations, id)
-    period = change.desk.deps.calendar.period("month", change.at)
-    standing = await usage.standings(change.connection, [record], period)
-    return _document(record, standing[0])
-
-
 async def _allocations(desk: Desk, records: Sequence[AllocationRecord]) -> list[AllocationDocument]:
-    period = desk.deps.calendar.period("month", desk.at)
     async with desk.deps.database.snapshot() as connection:
-        standings = await usage.standings(connection, records, period)
+        standings = await usage.standings(connection, records, desk.deps.calendar, desk.at)
     return [_document(record, one) for record, one in zip(records, standings, strict=True)]
 
 
@@ -855,12 +847,6 @@ async def _set_limits(
     )
 
 
-async def _key_view(change: Change, key_id: str) -> KeyView:
-    record = await _again(change, catalogue.keys, key_id)
-    calendar = change.desk.deps.calendar
-    return (await usage.key_views(change.connection, [record], calendar, change.at))[0]
-
-
 @post("/keys", summary="Add a key; the answer alone shows its secret")
 async def add_key(data: JSONBody[KeyInput], desk: NamedDependency[Desk]) -> KeyWithSecret:
     """The model of a call picks the allocation, so no two of a key may share one."""
@@ -876,7 +862,7 @@ async def add_key(data: JSONBody[KeyInput], desk: NamedDependency[Desk]) -> KeyW
         expires_at = wire.instant("expires_at", data.expires_at)
     allocation_ids = wire.distinct("allocation_ids", [str(one) for one in data.allocation_ids])
 
-    async def work(change: Change) -> KeyWithSecret:
+    async def work(change: Change) -> KeyRecord:
         if await catalogue.members.find(change.connection, member_id) is None:
             raise invalid("member_id", "is no member's")
         await _fit_one_key(change, member_id, allocation_ids)
@@ -894,10 +880,9 @@ async def add_key(data: JSONBody[KeyInput], desk: NamedDependency[Desk]) -> KeyW
         added = await _again(change, catalogue.keys, id)
         await change.record("key_created", "key", id, after=added)
         await _set_limits(change, added, limits, None)
-        view = await _key_view(change, id)
-        return KeyWithSecret(**msgspec.structs.asdict(view), key=secret)
+        return await _again(change, catalogue.keys, id)
 
-    return await desk.write(work)
+    return await _with_secret(desk, await desk.write(work), secret)
 
 
 @get("/keys", summary="List keys, newest first")
@@ -916,6 +901,11 @@ async def list_keys(
 async def show_key(id: FromPath[str], desk: NamedDependency[Desk]) -> KeyView:
     record = await _shown(desk, catalogue.keys, wire.path_id(id, "key"), "key")
     return (await _key_views(desk, [record]))[0]
+
+
+async def _with_secret(desk: Desk, record: KeyRecord, secret: str) -> KeyWithSecret:
+    [view] = await _key_views(desk, [record])
+    return KeyWithSecret(**msgspec.structs.asdict(view), key=secret)
 
 
 async def _key_views(desk: Desk, records: Sequence[KeyRecord]) -> list[KeyView]:
@@ -945,7 +935,7 @@ async def change_key(
     budget = UNSET if data.token_budget is UNSET else read_budget(data.token_budget, asked or {})
     reason = wire.reason(data.reason)
 
-    async def work(change: Change) -> KeyView:
+    async def work(change: Change) -> KeyRecord:
         key = await _current(change, catalogue.keys, key_id, "key")
         if allocation_ids:
             await _fit_one_key(change, key.member_id, allocation_ids)
@@ -958,9 +948,9 @@ async def change_key(
         if budget is not UNSET and wanted.get(BUDGET) is None:
             wanted[BUDGET] = budget
         await _set_limits(change, key, wanted, reason)
-        return await _key_view(change, key_id)
+        return await _again(change, catalogue.keys, key_id)
 
-    return await desk.write(work)
+    return (await _key_views(desk, [await desk.write(work)]))[0]
 
 
 @post("/keys/{id:str}/rotate", status_code=200, summary="Give a key a new secret")
@@ -968,7 +958,7 @@ async def rotate_key(id: FromPath[str], desk: NamedDependency[Desk]) -> KeyWithS
     """The old secret stops working at once. A one-shot key can be used once more."""
     key_id, secret = wire.path_id(id, "key"), new_key()
 
-    async def work(change: Change) -> KeyWithSecret:
+    async def work(change: Change) -> KeyRecord:
         key = await _current(change, catalogue.keys, key_id, "key")
         if key.revoked_at is not None:
             raise taken("id", "is a revoked key's; add a new key instead")
@@ -989,10 +979,9 @@ async def rotate_key(id: FromPath[str], desk: NamedDependency[Desk]) -> KeyWithS
             before={"hint": key.hint},
             after={"hint": rotated.hint},
         )
-        view = await _key_view(change, key_id)
-        return KeyWithSecret(**msgspec.structs.asdict(view), key=secret)
+        return rotated
 
-    return await desk.write(work)
+    return await _with_secret(desk, await desk.write(work), secret)
 
 
 @post("/keys/{id:str}/revoke", status_code=200, summary="Revoke a key, for good")
@@ -1000,10 +989,10 @@ async def revoke_key(id: FromPath[str], desk: NamedDependency[Desk]) -> KeyView:
     """Revoking it again changes nothing."""
     key_id = wire.path_id(id, "key")
 
-    async def work(change: Change) -> KeyView:
+    async def work(change: Change) -> KeyRecord:
         key = await _current(change, catalogue.keys, key_id, "key")
         if key.revoked_at is not None:
-            return await _key_view(change, key_id)
+            return await _again(change, catalogue.keys, key_id)
         await catalogue.keys.change(change.connection, key_id, {"revoked_at": change.at})
         await change.record(
             "key_revoked",
@@ -1012,9 +1001,9 @@ async def revoke_key(id: FromPath[str], desk: NamedDependency[Desk]) -> KeyView:
             before={"revoked_at": None},
             after={"revoked_at": change.at},
         )
-        return await _key_view(change, key_id)
+        return await _again(change, catalogue.keys, key_id)
 
-    return await desk.write(work)
+    return (await _key_views(desk, [await desk.write(work)]))[0]
 
 
 async def _fit_one_key(change: Change, member_id: str, allocation_ids: Sequence[str]) -> None:

@@ -454,7 +454,6 @@ async def my_allocations(
     cursor: FromQuery[str | None] = None,
     limit: FromQuery[int] = wire.PAGE_DEFAULT,
 ) -> Page[Standing]:
-    period = desk.deps.calendar.period("month", desk.at)
     after = wire.after(cursor)
     async with desk.deps.database.snapshot() as connection:
         records = await catalogue.allocations.page(
@@ -463,7 +462,7 @@ async def my_allocations(
             limit=wire.page_limit(limit) + 1,
             equal={"member_id": desk.member_id},
         )
-        standings = await usage.standings(connection, records, period)
+        standings = await usage.standings(connection, records, desk.deps.calendar, desk.at)
     return wire.paged(standings, limit, lambda standing: standing.id)
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     DateTime,
+    FetchedValue,
     Integer,
     LargeBinary,
     MetaData,
@@ -272,7 +273,7 @@ calls: Final = Table(
 adjustments: Final = Table(
     "adjustments",
     metadata,
-    Column("id", _id, primary_key=True),
+    Column("id", _id, primary_key=True, server_default=FetchedValue()),
     Column("call_id", _id),
     Column("account_ids", ARRAY(_id)),
     Column("tokens", BigInteger),

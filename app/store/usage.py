@@ -41,7 +41,7 @@ from sqlalchemy import cast as sql_cast
 from sqlalchemy.sql.selectable import Subquery
 
 from app.core.access import AllocationStatus, Key
-from app.core.ledger import Account, Meter, account_key, account_state
+from app.core.ledger import METERS, Account, Meter, account_key, account_state
 from app.core.metering import UNITS, Quantity
 from app.core.money import nano_to_usd
 from app.core.refusals import LimitDocument, Outcome, Shortfall, limit_document
@@ -49,6 +49,7 @@ from app.core.windows import Calendar, Period, Window
 from app.store import schema
 from app.store.catalogue import AllocationRecord, KeyRecord, LimitRecord, allocations, keys
 from app.store.database import Connection, Database
+from app.store.pace import UNUSED, ProjectionDocument, paces, projection
 
 Quantities = Annotated[
     dict[str, Quantity],
@@ -173,6 +174,9 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     unpriced_calls_this_month: int
     resets_at: datetime | None
     state: State
+    cost_projection: ProjectionDocument | None
+    """When its cap is reached; null without one."""
+    tokens_projection: ProjectionDocument | None
 
 
 class KeyStanding(Standing, frozen=True, kw_only=True):
@@ -197,6 +201,7 @@ class LimitStanding(msgspec.Struct, frozen=True, kw_only=True):
     percent: float | None
     exceeded: bool
     resets_at: datetime | None
+    projection: ProjectionDocument | None = None
 
 
 class KeyView(msgspec.Struct, frozen=True, kw_only=True):
@@ -233,7 +238,12 @@ class KeyDocument(msgspec.Struct, frozen=True, kw_only=True):
     resets_at: datetime | None
 
 
-def standing(record: AllocationRecord, account: Account | None, period: Period) -> Standing:
+def standing(
+    record: AllocationRecord,
+    account: Account | None,
+    period: Period,
+    projections: Mapping[Meter, ProjectionDocument],
+) -> Standing:
     """Show how an allocation stands in a period; no account: nothing was called yet."""
     known = account if account is not None else Account("")
     caps: dict[Meter, int] = {}
@@ -255,6 +265,8 @@ def standing(record: AllocationRecord, account: Account | None, period: Period) 
         unpriced_calls_this_month=known.unpriced_calls,
         resets_at=period.end,
         state=account_state(record.status, caps, account),
+        cost_projection=projections.get("usd"),
+        tokens_projection=projections.get("tokens"),
     )
 
 
@@ -273,14 +285,55 @@ async def accounts_of(
 
 
 async def standings(
-    connection: Connection, records: Sequence[AllocationRecord], period: Period
+    connection: Connection, records: Sequence[AllocationRecord], calendar: Calendar, at: datetime
 ) -> list[Standing]:
-    """Show how allocations stand in a period."""
+    """Show how allocations stand in this month."""
+    period = calendar.period("month", at)
     accounts = await accounts_of(connection, [record.id for record in records], period)
-    return [standing(record, accounts.get(record.id), period) for record in records]
+    projected = await cap_projections(connection, records, accounts, calendar, at)
+    return [
+        standing(record, accounts.get(record.id), period, projected[record.id])
+        for record in records
+    ]
 
 
-def limit_standing(limit: LimitRecord, account: Account | None, period: Period) -> LimitStanding:
+async def cap_projections(
+    connection: Connection,
+    records: Sequence[AllocationRecord],
+    accounts: Mapping[str, Account],
+    calendar: Calendar,
+    at: datetime,
+) -> dict[str, dict[Meter, ProjectionDocument]]:
+    """Tell when the caps of allocations are reached, by allocation and meter."""
+    capped = [
+        (record, meter, cap)
+        for record in records
+        for meter in METERS
+        if (cap := record.cap(meter)) is not None
+    ]
+    known = await paces(connection, "allocation", [record.id for record, _, _ in capped], at)
+    projected: dict[str, dict[Meter, ProjectionDocument]] = {record.id: {} for record in records}
+    for record, meter, cap in capped:
+        own = calendar.of(record.billing_timezone)
+        projected[record.id][meter] = projection(
+            meter,
+            "month",
+            cap,
+            accounts[record.id].used(meter) if record.id in accounts else 0,
+            known.get((record.id, meter), UNUSED),
+            own.period("month", at),
+            at,
+            own.zone,
+        )
+    return projected
+
+
+def limit_standing(
+    limit: LimitRecord,
+    account: Account | None,
+    period: Period,
+    projected: ProjectionDocument | None = None,
+) -> LimitStanding:
     """Show how a limit stands in a period; no account: nothing was called yet."""
     known = account if account is not None else Account("")
     used, held = known.used(limit.meter), known.held(limit.meter)
@@ -298,6 +351,7 @@ def limit_standing(limit: LimitRecord, account: Account | None, period: Period) 
         percent=None if limit.amount == 0 else round(100 * used / limit.amount, 2),
         exceeded=used >= limit.amount,
         resets_at=period.end,
+        projection=projected,
     )
 
 
@@ -320,13 +374,27 @@ async def key_views(
     if ids:
         rows = await connection.execute(select(*columns).where(table.c.id.in_(list(ids.values()))))
         accounts = {row["id"]: Account(**row) for row in rows.mappings()}
+    known = await paces(connection, "key", [record.id for record in records if record.limits], at)
+
+    def shown(record: KeyRecord, limit: LimitRecord) -> LimitStanding:
+        account = accounts.get(ids[record.id, limit.window])
+        period = periods[limit.window]
+        projected = projection(
+            limit.meter,
+            limit.window,
+            limit.amount,
+            account.used(limit.meter) if account is not None else 0,
+            known.get((record.id, limit.meter), UNUSED),
+            period,
+            at,
+            calendar.zone,
+        )
+        return limit_standing(limit, account, period, projected)
+
     views = []
     for record in records:
         fields = msgspec.structs.asdict(record)
-        fields["limits"] = [
-            limit_standing(limit, accounts.get(ids[record.id, limit.window]), periods[limit.window])
-            for limit in record.limits
-        ]
+        fields["limits"] = [shown(record, limit) for limit in record.limits]
         views.append(KeyView(**fields, token_budget=token_budget(record)))
     return views
 
@@ -359,12 +427,15 @@ async def key_document(
         async for row in usage_rows(connection, query):
             used = row
         views = await key_views(connection, [] if record is None else [record], calendar, at)
+        projected = await cap_projections(connection, opened, accounts, calendar, at)
     document = KeyDocument(
         id=key.id,
         name=record.name if record is not None else "",
         hint=record.hint if record is not None else "",
         expires_at=key.expires_at,
-        allocations=[_key_standing(one, accounts.get(one.id), period) for one in opened],
+        allocations=[
+            _key_standing(one, accounts.get(one.id), period, projected[one.id]) for one in opened
+        ],
         token_budget=views[0].token_budget if views else None,
         limits=views[0].limits if views else [],
         tokens_used_this_month=used.tokens,
@@ -375,14 +446,19 @@ async def key_document(
     return msgspec.structs.asdict(document)
 
 
-def _key_standing(record: AllocationRecord, account: Account | None, period: Period) -> KeyStanding:
+def _key_standing(
+    record: AllocationRecord,
+    account: Account | None,
+    period: Period,
+    projections: Mapping[Meter, ProjectionDocument],
+) -> KeyStanding:
     known = account if account is not None else Account("")
     left: dict[Meter, int | None] = {"tokens": None, "usd": None}
     for meter in left:
         cap = record.cap(meter)
         if cap is not None:
             left[meter] = max(0, cap - known.used(meter) - known.held(meter))
-    shown = msgspec.structs.asdict(standing(record, account, period))
+    shown = msgspec.structs.asdict(standing(record, account, period, projections))
     return KeyStanding(**shown, tokens_remaining=left["tokens"], cost_remaining=_usd(left["usd"]))
 
 
