@@ -261,7 +261,11 @@ class _Tally:
         ]
 
 
-@post("/repricing", status_code=200, summary="Price calls of a model again, at today's prices")
+@post(
+    "/repricing",
+    status_code=200,
+    summary="Price a model's calls again, by the versions in force when they began",
+)
 async def reprice_calls(
     data: JSONBody[RepricingInput], desk: NamedDependency[Desk]
 ) -> RepricingDocument:

@@ -13,6 +13,7 @@ Invariants:
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from typing import Literal
 
 import msgspec
 from sqlalchemy import (
@@ -46,14 +47,17 @@ BATCH = 500
 """Calls that are priced again in one transaction: their accounts are locked for that long."""
 
 
+Kind = Literal["correction", "repriced", "late_settlement"]
+
+
 class AdjustmentDocument(msgspec.Struct, frozen=True, kw_only=True):
     """What was booked beside a call, or for an allocation alone; negative: taken back."""
 
     id: str
     call_id: str | None
     allocation_id: str | None
-    kind: str
-    """`correction`, `repriced`, or `late_settlement`: after a recovery, by itself."""
+    kind: Kind
+    """`late_settlement`: by itself, when a call that was recovered settled after all."""
     tokens: int
     cost_usd: str
     unpriced_calls: int
@@ -72,7 +76,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int = 0
     nano: int = 0
     unpriced: int = 0
-    kind: str
+    kind: Kind
     call_id: str | None = None
     allocation_id: str | None = None
     price_id: str | None = None
