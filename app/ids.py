@@ -5,8 +5,16 @@ spares a call two system calls.
 """
 
 import random
+import re
 import time
 from datetime import datetime
+
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+
+
+def is_id(text: str) -> bool:
+    """Tell whether a text can be an id at all."""
+    return _ID.fullmatch(text) is not None
 
 
 def uuid7(at: datetime | None = None) -> str:

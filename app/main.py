@@ -25,6 +25,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 import app
 from app.control import CONTROL_EXCEPTION_HANDLERS, ControlDeps, control_router
+from app.core.ledger import Surroundings
 from app.core.preflight import Paths
 from app.core.windows import Calendar
 from app.gateway.door import Door
@@ -33,6 +34,7 @@ from app.gateway.realtime import Sessions
 from app.gateway.upstream import Upstream
 from app.settings import Settings, psycopg_dsn
 from app.store.answers import Answers
+from app.store.chats import Chats
 from app.store.database import Database, Pool, hung_up_after, kept_alive
 from app.store.directory import Directory
 from app.store.ledger import Ledger
@@ -88,6 +90,9 @@ class Gateway:
             hold_deadline_s=settings.hold_deadline_s,
             wait_s=settings.ledger_wait_s,
             batch_max=settings.batch_max,
+            around=Surroundings(
+                self.directory.service_of, lambda at: self.calendar.period("day", at)
+            ),
         )
         self.upstream = Upstream(
             connect_timeout_s=settings.upstream_connect_timeout_s,
@@ -101,6 +106,7 @@ class Gateway:
             self.upstream,
             Paths(self.calendar),
             Answers(self.pool),
+            Chats(self.pool),
         )
         self.sessions = Sessions(self.exchange)
         self.door = Door(self.exchange, self.database, self.calendar)

@@ -84,6 +84,11 @@ _REASONS: dict[Reason, tuple[int, str, str]] = {
     Reason.ALLOCATION_PAUSED: (403, "permission_error", "This allocation is paused."),
     Reason.ALLOCATION_QUARANTINED: (403, "permission_error", "This allocation is quarantined."),
     Reason.ALLOCATION_REVOKED: (403, "permission_error", "This allocation has been revoked."),
+    Reason.CHAT_EXCEEDED: (
+        409,
+        "insufficient_quota",
+        "The spend limit of this chat and its descendants does not allow this call.",
+    ),
     Reason.BUDGET_EXCEEDED: (
         429,
         "insufficient_quota",
@@ -204,7 +209,7 @@ def _scope(shortfall: Shortfall) -> str:
 def _limit_in_words(shortfall: Shortfall) -> str:
     meter = "USD" if shortfall.meter == "usd" else "token"
     window = {"month": "monthly", "day": "daily", "hour": "hourly"}.get(
-        shortfall.window, shortfall.window
+        shortfall.window, shortfall.window.replace("rolling:", "rolling ")
     )
     return f"{window} {meter} limit of this {shortfall.owner}"
 

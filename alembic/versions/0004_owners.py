@@ -76,8 +76,9 @@ CREATE TRIGGER limits_touch BEFORE INSERT OR UPDATE ON limits
     EXECUTE FUNCTION directory_touch();
 
 -- Of a rolling window, one account goes on for ever: what calls admitted before `slid_to` used has
--- slid out of it.
+-- slid out of it. `opened_at`: what had been used before came in when its limit was opened.
 ALTER TABLE accounts
+    ADD COLUMN opened_at timestamptz,
     ADD COLUMN slid_to timestamptz,
     ADD COLUMN slid_tokens bigint NOT NULL DEFAULT 0,
     ADD COLUMN slid_nano bigint NOT NULL DEFAULT 0;
@@ -204,7 +205,8 @@ DROP TABLE delivery_attempts, deliveries, events, alert_rules, destinations, top
 DROP INDEX adjustments_call, adjustments_allocation;
 ALTER TABLE adjustments DROP COLUMN unpriced, DROP COLUMN allocation_id, DROP COLUMN price_id,
     DROP COLUMN actor, DROP COLUMN note;
-ALTER TABLE accounts DROP COLUMN slid_to, DROP COLUMN slid_tokens, DROP COLUMN slid_nano;
+ALTER TABLE accounts DROP COLUMN opened_at, DROP COLUMN slid_to, DROP COLUMN slid_tokens,
+    DROP COLUMN slid_nano;
 DROP TRIGGER limits_touch ON limits;
 DELETE FROM limits WHERE owner IN ('chat', 'pool') OR window_kind LIKE 'rolling:%';
 ALTER TABLE limits DROP COLUMN watched, DROP COLUMN topped_until;

@@ -24,7 +24,7 @@ from app.control.errors import documented, invalid
 from app.control.limits import shown
 from app.control.wire import Input, Page
 from app.core.corrections import Due, Undue, bounds, reprice
-from app.core.ledger import Account, Meter
+from app.core.ledger import Meter, RollingAccount
 from app.core.money import AMOUNT_NANO_MAX, nano_to_usd
 from app.core.pricing import Price
 from app.ids import uuid7
@@ -79,7 +79,7 @@ async def add_adjustment(
         entry = msgspec.structs.replace(entry, **{meter: amount})
         await corrections.book(
             connection,
-            [(entry, entry.call_id)],
+            [entry],
             accounts,
             at=change.at,
             actor=desk.author.actor,
@@ -150,7 +150,9 @@ async def _of_allocation(change: Change, allocation_id: str) -> Entry:
     )
 
 
-def _check_fits(entry: Entry, accounts: dict[str, Account], meter: Meter, amount: int) -> None:
+def _check_fits(
+    entry: Entry, accounts: dict[str, RollingAccount], meter: Meter, amount: int
+) -> None:
     standing = [
         (account, corrections.has_slid(account, entry.call_id)) for account in accounts.values()
     ]
@@ -335,28 +337,7 @@ async def _reprice(desk: Desk, model: str, calls: Sequence[BookedCall], reason: 
         )
         versions = await corrections.price_versions(connection, model)
         tally, due = await _decide(connection, calls, versions)
-        entries: list[tuple[Entry, str | None]] = []
-        for call, one in due:
-            entry = Entry(
-                id=uuid7(change.at),
-                kind="repriced",
-                call_id=call.id,
-                allocation_id=call.allocation_id,
-                account_ids=call.account_ids,
-                nano=one.nano,
-                unpriced=one.unpriced,
-                price_id=one.price_id,
-            )
-            entries.append((entry, call.id))
-            if opened[call.id] and one.nano:
-                # They were brought up to what was used, and do not count calls.
-                brought = Entry(
-                    id=uuid7(change.at),
-                    kind="repriced",
-                    account_ids=opened[call.id],
-                    nano=one.nano,
-                )
-                entries.append((brought, call.id))
+        entries = [entry for call, one in due for entry in _entries(change, call, opened, one)]
         if not due:
             return tally
         moved = await corrections.book(
@@ -384,6 +365,34 @@ async def _reprice(desk: Desk, model: str, calls: Sequence[BookedCall], reason: 
         return tally
 
     return await desk.write(work)
+
+
+def _entries(
+    change: Change, call: BookedCall, opened: dict[str, tuple[str, ...]], due: Due
+) -> list[Entry]:
+    """Return what to book for a call: accounts opened after it know its cost, and not itself."""
+    later = opened[call.id]
+    entry = Entry(
+        id=uuid7(change.at),
+        kind="repriced",
+        call_id=call.id,
+        allocation_id=call.allocation_id,
+        account_ids=(*call.account_ids, *later),
+        nano=due.nano,
+        price_id=due.price_id,
+    )
+    if not later:
+        return [msgspec.structs.replace(entry, unpriced=due.unpriced)]
+    if not due.unpriced:
+        return [entry]
+    counted = msgspec.structs.replace(
+        entry,
+        id=uuid7(change.at),
+        account_ids=call.account_ids,
+        nano=0,
+        unpriced=due.unpriced,
+    )
+    return [entry, counted]
 
 
 def correction_router() -> Router:

@@ -17,7 +17,7 @@ from app.control.errors import invalid
 from app.control.wire import Input
 from app.core.ledger import AccountKey, Meter, OwnerKind, account_key
 from app.core.money import nano_to_usd
-from app.core.windows import LIFETIME, InvalidWindow, Window, check_window
+from app.core.windows import LIFETIME, InvalidWindow, Window, check_window, rolling
 from app.store import catalogue
 from app.store.catalogue import LimitRecord
 
@@ -101,6 +101,8 @@ async def set_limits(
         was = former.get((meter, window))
         if amount == was:
             continue
+        if owner != "key" and rolling(window) is not None and amount is not None:
+            raise invalid("limits", "only keys have rolling windows: use hour, day or month")
         account = account_key(owner, owner_id, window, calendar.period(window, change.at))
         await catalogue.set_limit(
             change.connection, account, meter, amount, change.at, charged=charged

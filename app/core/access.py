@@ -43,6 +43,8 @@ class Allocation(msgspec.Struct, frozen=True):
     overrun_policy: OverrunPolicy = "strict"
     ledger_outage: OutagePolicy = "deny"
     unpriced: UnpricedPolicy = "allow"
+    billing_timezone: str | None = None
+    """Whose months its caps count; None: those of the installation."""
 
 
 class Key(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ from typing import Literal
 
 import msgspec
 
-from app.core.ledger import REALTIME, Account, Meter
+from app.core.ledger import REALTIME, Meter, RollingAccount
 from app.core.metering import TOKEN_UNITS, Usage
 from app.core.money import AMOUNT_NANO_MAX, AMOUNT_TOKENS_MAX
 from app.core.pricing import Price, price_at
@@ -28,7 +28,7 @@ HEARD = frozenset({"input_audio_token", "cached_input_audio_token"})
 _MOST: dict[Meter, int] = {"tokens": AMOUNT_TOKENS_MAX, "usd": AMOUNT_NANO_MAX}
 
 
-def bounds(accounts: Iterable[tuple[Account, bool]], meter: Meter) -> tuple[int, int]:
+def bounds(accounts: Iterable[tuple[RollingAccount, bool]], meter: Meter) -> tuple[int, int]:
     """Return the least and the most that one correction of these accounts may be.
 
     Each comes with whether what is corrected has slid out of it: then it is taken from there.

@@ -12,31 +12,46 @@ Invariants, for every account and both meters (ledger.md, I1 to I5):
 - settling is unconditional, and idempotent on the call id: the first settlement of a call moves
   its hold to used; a second one changes nothing; the real settlement of a call that had been
   recovered books the difference as an adjustment;
-- what is booked above a hold is recorded as overrun, for exactly the excess.
+- what is booked above a hold is recorded as overrun, for exactly the excess;
+- a threshold that a settlement crosses is told with it, whatever the order of settlements.
 """
 
-from collections.abc import Iterable, Mapping
-from datetime import datetime
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from hashlib import blake2b
 from typing import Literal
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import msgspec
 
 from app.core.access import OverrunPolicy
+from app.core.alerts import (
+    Cause,
+    Event,
+    Movement,
+    Rule,
+    crossings,
+    exhausted_event,
+    session_cut_event,
+    threshold_event,
+    unpriced_event,
+)
 from app.core.metering import Usage
 from app.core.money import ceil_div
 from app.core.pricing import COST_NANO_MAX
-from app.core.refusals import Outcome, Reason, Refusal, Shortfall
-from app.core.windows import Period, Window
+from app.core.refusals import Outcome, Reason, Refusal, Shortfall, exceeded_by
+from app.core.windows import EPOCH, Period, Window, period_of, rolling
 
 Meter = Literal["tokens", "usd"]
 OwnerKind = Literal["chat", "key", "allocation", "pool"]
 
 REALTIME = "realtime"
 """The endpoint whose calls are sessions: they are closed, for a reason."""
+
+UTC_ZONE = ZoneInfo("UTC")
 
 METERS: tuple[Meter, Meter] = ("tokens", "usd")
 """In the order in which the limits of one owner are looked at."""
@@ -71,20 +86,43 @@ class Account(msgspec.Struct):
     unpriced_calls: int = 0
     overrun_tokens: int = 0
     overrun_nano: int = 0
-    slid_to: datetime | None = None
-    """Of a rolling window: what calls admitted before then used has slid out of it."""
-    slid_tokens: int = 0
-    slid_nano: int = 0
 
     def used(self, meter: Meter) -> int:
-        """Return what is used (and has not slid out), in the meter's unit."""
-        if meter == "tokens":
-            return self.used_tokens - self.slid_tokens
-        return self.used_nano - self.slid_nano
+        """Return what is used, in the meter's unit."""
+        return self.used_tokens if meter == "tokens" else self.used_nano
 
     def held(self, meter: Meter) -> int:
         """Return what calls in flight hold, in the meter's unit."""
         return self.held_tokens if meter == "tokens" else self.held_nano
+
+
+class RollingAccount(Account):
+    """The account of a rolling window, which goes on for ever.
+
+    Its totals are those of all its calls, like any account's; what calls admitted before `slid_to`
+    used has slid out of the window.
+    """
+
+    slid_to: datetime | None = None
+    slid_tokens: int = 0
+    slid_nano: int = 0
+
+    def used(self, meter: Meter) -> int:
+        """Return what is used within the window, in the meter's unit."""
+        if meter == "tokens":
+            return self.used_tokens - self.slid_tokens
+        return self.used_nano - self.slid_nano
+
+    def lies_behind(self, call_id: str) -> bool:
+        """Tell whether a call was admitted before the window begins: its id says when it was."""
+        admitted = EPOCH + timedelta(milliseconds=UUID(call_id).int >> 80)
+        return self.slid_to is not None and admitted < self.slid_to
+
+    def slide(self, to: datetime, tokens: int, nano: int) -> None:
+        """Let the window begin at an instant, and what calls before that used slide out of it."""
+        self.slid_to = to
+        self.slid_tokens += tokens
+        self.slid_nano += nano
 
 
 class Limit(msgspec.Struct, frozen=True, gc=False):
@@ -235,6 +273,33 @@ class CallRow(msgspec.Struct, frozen=True):
     overrun_nano: int = 0
 
 
+class Told(msgspec.Struct, frozen=True):
+    """An event that a settlement set off, and the rule that asked for it; None: nobody's rule."""
+
+    event: Event
+    rule_id: str | None = None
+
+
+def _no_service(model: str) -> str | None:
+    return None
+
+
+def _day_in_utc(at: datetime) -> Period:
+    return period_of("day", at, UTC_ZONE)
+
+
+class Surroundings(msgspec.Struct, frozen=True):
+    """What events say of the world around a call."""
+
+    service_of: Callable[[str], str | None] = _no_service
+    """The name of the provider that serves a model."""
+    day_of: Callable[[datetime], Period] = _day_in_utc
+    """The billing day of an instant."""
+
+
+NOWHERE = Surroundings()
+
+
 class Adjustment(msgspec.Struct, frozen=True):
     """A correction of a booked call; the call itself stays as it was."""
 
@@ -257,8 +322,17 @@ class Books:
         limits: Iterable[Limit],
         holds: Iterable[Hold] = (),
         booked: Iterable[Booked] = (),
+        *,
+        keys: Mapping[str, AccountKey] = {},
+        rules: Iterable[Rule] = (),
+        around: Surroundings = NOWHERE,
     ) -> None:
         self.accounts: dict[str, Account] = {a.id: a for a in accounts}
+        self.keys = keys
+        self.around = around
+        self.rules: dict[str, list[Rule]] = {}
+        for rule in rules:
+            self.rules.setdefault(rule.owner_id, []).append(rule)
         self.limits: dict[str, list[Limit]] = {}
         for limit in limits:
             self.limits.setdefault(limit.owner_id, []).append(limit)
@@ -272,6 +346,9 @@ class Books:
         self.ended_holds: set[str] = set()
         self.calls: list[CallRow] = []
         self.adjustments: list[Adjustment] = []
+        self.slid: set[str] = set()
+        """Rolling accounts of which more has slid out than is written."""
+        self.told: list[Told] = []
 
     # Reserve and extend
 
@@ -381,7 +458,8 @@ class Books:
             overrun_tokens=max(0, actual.tokens - held_tokens),
             overrun_nano=max(0, nano - held_nano),
         )
-        self._use(facts.account_ids, actual.tokens, nano, row.overrun_tokens, row.overrun_nano)
+        self._use(settlement, actual.tokens, nano, row.overrun_tokens, row.overrun_nano)
+        self._tell(settlement)
         if actual.nano is None:
             for account_id in facts.account_ids:
                 self.accounts[account_id].unpriced_calls += 1
@@ -428,7 +506,7 @@ class Books:
         # An unknown cost on either side: the books keep what they have rather than guess.
         known = actual.nano is not None and booked.nano is not None
         nano = (actual.nano or 0) - (booked.nano or 0) if known else 0
-        self._use(facts.account_ids, tokens, nano, max(0, tokens), max(0, nano))
+        self._use(settlement, tokens, nano, max(0, tokens), max(0, nano))
         self.adjustments.append(
             Adjustment(facts.id, facts.account_ids, tokens, nano, "late_settlement")
         )
@@ -454,15 +532,90 @@ class Books:
             self.touched.add(account_id)
 
     def _use(
-        self, account_ids: Iterable[str], tokens: int, nano: int, over_tokens: int, over_nano: int
+        self, settlement: Settlement, tokens: int, nano: int, over_tokens: int, over_nano: int
     ) -> None:
-        for account_id in account_ids:
+        facts = settlement.facts
+        for account_id in facts.account_ids:
             account = self.accounts[account_id]
+            key = self.keys.get(account_id)
+            before = account.used("tokens"), account.used("usd")
+            if isinstance(account, RollingAccount) and account.lies_behind(facts.id):
+                # It began so long ago that it has slid out already.
+                account.slid_tokens += tokens
+                account.slid_nano += nano
+                self.slid.add(account_id)
             account.used_tokens += tokens
             account.used_nano += nano
             account.overrun_tokens += over_tokens
             account.overrun_nano += over_nano
             self.touched.add(account_id)
+            if key is not None and (key.owner_id in self.rules or key.owner == "allocation"):
+                self._moved(settlement, key, account, before)
+
+    def slide(self, account_id: str, to: datetime, tokens: int, nano: int) -> None:
+        """Let a rolling window begin at an instant; calls before that used so much of it."""
+        account = self.accounts[account_id]
+        assert isinstance(account, RollingAccount)
+        account.slide(to, tokens, nano)
+        if tokens or nano:
+            self.slid.add(account_id)
+
+    # What there is to tell
+
+    def _moved(
+        self, settlement: Settlement, key: AccountKey, account: Account, before: tuple[int, int]
+    ) -> None:
+        """Tell of the thresholds that a settlement crossed, and of a limit that it used up."""
+        limits = {
+            limit.meter: limit.amount
+            for limit in self.limits.get(key.owner_id, ())
+            if limit.window == key.window
+        }
+        period = Period(key.start, key.end)
+        if rolling(key.window) is not None:
+            # It has no periods: whoever is told of it is told once a day.
+            period = self.around.day_of(settlement.finished_at)
+        for meter, was in zip(METERS, before, strict=True):
+            after = account.used(meter)
+            if after <= was:
+                continue
+            movement = Movement(
+                key.owner_id, meter, key.window, period, was, after, limits.get(meter)
+            )
+            for crossing in crossings(self.rules.get(key.owner_id, ()), movement):
+                event = threshold_event(crossing, self._cause(settlement), settlement.finished_at)
+                self.told.append(Told(event, crossing.rule_id))
+            if key.owner == "allocation":
+                self._told(
+                    exhausted_event(movement, self._cause(settlement), settlement.finished_at)
+                )
+
+    def _tell(self, settlement: Settlement) -> None:
+        """Tell of a call whose cost is unknown, and of a session that was cut."""
+        facts, actual, at = settlement.facts, settlement.actual, settlement.finished_at
+        if actual.nano is None:
+            day = self.around.day_of(facts.started_at)
+            self._told(unpriced_event(facts.model, day, self._cause(settlement), at))
+        if settlement.close_reason is not None:
+            self._told(
+                session_cut_event(
+                    facts.id,
+                    facts.model,
+                    settlement.close_reason,
+                    actual.tokens,
+                    actual.nano,
+                    self._cause(settlement),
+                    at,
+                )
+            )
+
+    def _told(self, event: Event | None) -> None:
+        if event is not None:
+            self.told.append(Told(event))
+
+    def _cause(self, settlement: Settlement) -> Cause:
+        facts = settlement.facts
+        return Cause(facts.key_id, facts.allocation_id, self.around.service_of(facts.model))
 
 
 def _metered(meter: Meter, demand: Demand) -> bool:
@@ -477,14 +630,7 @@ def _refusal(key: AccountKey, account: Account, limit: Limit, needed: int) -> Re
     exceeded = limit.amount == 0 or used + needed > limit.amount
     if not exceeded and used + held + needed <= limit.amount:
         return None
-    if not exceeded:
-        reason = Reason.RESERVED
-    elif limit.meter == "usd":
-        reason = Reason.COST_EXCEEDED
-    elif key.owner == "key" and key.window == "lifetime":
-        reason = Reason.BUDGET_EXCEEDED
-    else:
-        reason = Reason.TOKENS_EXCEEDED
+    reason = exceeded_by(key.owner, limit.meter, limit.window) if exceeded else Reason.RESERVED
     return Refusal(
         reason,
         Shortfall(

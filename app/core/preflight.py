@@ -17,10 +17,19 @@ from app.core.ceilings import Ceiling
 from app.core.ledger import AccountKey, Demand, OpenDemand, OwnerKind, account_key
 from app.core.metering import TOKEN_UNITS, Usage, tokens_of
 from app.core.pricing import Price
-from app.core.windows import Calendar, Window
+from app.core.windows import LIFETIME, Calendar, Window
 
 BOOK_WINDOW: Window = "month"
-"""The window whose accounts every allocation has, limited or not: what the cards show."""
+"""The window whose accounts every allocation and pool has, limited or not: what the cards show."""
+
+ALWAYS: dict[OwnerKind, Window] = {
+    "chat": LIFETIME,
+    "allocation": BOOK_WINDOW,
+    "pool": BOOK_WINDOW,
+}
+"""The window in which calls are charged to an owner whether it is limited or not."""
+
+PATHS_KNOWN = 100_000
 
 
 PLAIN = {
@@ -98,17 +107,25 @@ class Paths:
 
     def __init__(self, calendar: Calendar) -> None:
         self.calendar = calendar
-        self._known: dict[tuple[str, Window], AccountKey] = {}
+        self._known: dict[tuple[str, Window, str | None], AccountKey] = {}
 
     def account(
-        self, owner: OwnerKind, owner_id: str, at: datetime, window: Window = BOOK_WINDOW
+        self,
+        owner: OwnerKind,
+        owner_id: str,
+        at: datetime,
+        window: Window = BOOK_WINDOW,
+        zone: str | None = None,
     ) -> AccountKey:
-        """Return the account of an owner at an instant."""
-        known = self._known.get((owner_id, window))
+        """Return the account of an owner at an instant, by the calendar of a zone."""
+        known = self._known.get((owner_id, window, zone))
         if known is not None and known.start <= at and (known.end is None or at < known.end):
             return known
-        key = account_key(owner, owner_id, window, self.calendar.period(window, at))
-        self._known[owner_id, window] = key
+        key = account_key(owner, owner_id, window, self.calendar.of(zone).period(window, at))
+        # Chats come and go: what was known of them is not worth keeping.
+        if len(self._known) >= PATHS_KNOWN:
+            self._known.clear()
+        self._known[owner_id, window, zone] = key
         return key
 
     def of(
@@ -116,18 +133,22 @@ class Paths:
         owners: Iterable[tuple[OwnerKind, str]],
         at: datetime,
         limited: Mapping[str, Sequence[Window]] = {},
+        zone: str | None = None,
     ) -> tuple[AccountKey, ...]:
         """Return the accounts of a path of owners, in its order.
 
-        An allocation always has that of its month; beside it, an owner has those of the windows
-        in which it is `limited`.
+        Some always have an account: allocations and pools that of their month, chats that of all
+        time. Beside it, an owner has those of the windows in which it is `limited`. `zone` is the
+        allocation's own, if it has one.
         """
         path: list[AccountKey] = []
         for owner, owner_id in owners:
             windows = limited.get(owner_id, ())
-            if owner == "allocation" and BOOK_WINDOW not in windows:
-                path.append(self.account(owner, owner_id, at))
-            path.extend([self.account(owner, owner_id, at, window) for window in windows])
+            always = ALWAYS.get(owner)
+            theirs = zone if owner == "allocation" else None
+            if always is not None and always not in windows:
+                path.append(self.account(owner, owner_id, at, always, theirs))
+            path.extend([self.account(owner, owner_id, at, window, theirs) for window in windows])
         return tuple(path)
 
 

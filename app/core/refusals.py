@@ -44,6 +44,7 @@ class Reason(Enum):
     ALLOCATION_PAUSED = "allocation_paused"
     ALLOCATION_QUARANTINED = "allocation_quarantined"
     ALLOCATION_REVOKED = "allocation_revoked"
+    CHAT_EXCEEDED = "chat_spend_limit_exceeded"
     BUDGET_EXCEEDED = "token_budget_exceeded"
     TOKENS_EXCEEDED = "quota_exceeded"
     COST_EXCEEDED = "cost_quota_exceeded"
@@ -60,6 +61,7 @@ OUTCOME_OF: dict[Reason, Outcome | None] = {
     Reason.ALLOCATION_PAUSED: "rejected_inactive",
     Reason.ALLOCATION_QUARANTINED: "rejected_inactive",
     Reason.ALLOCATION_REVOKED: "rejected_inactive",
+    Reason.CHAT_EXCEEDED: "rejected_chat_limit_exceeded",
     Reason.BUDGET_EXCEEDED: "rejected_quota_exceeded",
     Reason.TOKENS_EXCEEDED: "rejected_quota_exceeded",
     Reason.COST_EXCEEDED: "rejected_cost_quota_exceeded",
@@ -68,6 +70,17 @@ OUTCOME_OF: dict[Reason, Outcome | None] = {
     Reason.LEDGER_UNAVAILABLE: "rejected_unavailable",
 }
 """The outcome that a refused call is recorded under; None: no call is recorded."""
+
+
+def exceeded_by(owner: str, meter: str, window: str) -> Reason:
+    """Return why a call is refused that a limit has no room for, whatever is held."""
+    if owner == "chat":
+        return Reason.CHAT_EXCEEDED
+    if meter == "usd":
+        return Reason.COST_EXCEEDED
+    if owner == "key" and window == "lifetime":
+        return Reason.BUDGET_EXCEEDED
+    return Reason.TOKENS_EXCEEDED
 
 
 class Shortfall(msgspec.Struct, frozen=True, gc=False):

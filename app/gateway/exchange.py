@@ -47,7 +47,7 @@ from app.core.metering import Quantity, Usage, members_of, tokens_of
 from app.core.money import nano_to_usd
 from app.core.preflight import Paths, another_slice, dearest, demand_for
 from app.core.pricing import COST_NANO_MAX, Price
-from app.core.refusals import OUTCOME_OF, Outcome, Reason, Refusal
+from app.core.refusals import OUTCOME_OF, Outcome, Reason, Refusal, exceeded_by
 from app.gateway import metrics
 from app.gateway.endpoints import (
     Endpoint,
@@ -66,11 +66,12 @@ from app.gateway.upstream import (
     send_streamed,
     send_whole,
 )
-from app.ids import uuid7
+from app.ids import is_id, uuid7
 from app.problems import (
     Problem,
     bad_request,
     internal_error,
+    not_found,
     problem_of,
     too_large,
     upstream_failed,
@@ -78,6 +79,7 @@ from app.problems import (
 )
 from app.settings import Settings
 from app.store.answers import Answers, Fresh, Mismatch, Replay, Running
+from app.store.chats import Chats
 from app.store.directory import Directory
 from app.store.ledger import Granted, Ledger, LedgerUnavailable, Stale, Standing
 from app.store.spool import Answer
@@ -131,6 +133,7 @@ class Call:
         "answer_key",
         "begun",
         "ceiling",
+        "chat",
         "demand",
         "digest",
         "endpoint",
@@ -169,6 +172,8 @@ class Call:
         self.price: Price | None = None
         self.standing: Standing | None = None
         self.answer_key: str | None = None
+        self.chat: str | None = None
+        """The root of the tree of conversations that the call belongs to."""
         self.begun = False
         """Whether the client has the head of the answer: then no other can follow."""
         self.grant: Granted | None = None
@@ -215,6 +220,7 @@ class Exchange:
         upstream: Upstream,
         paths: Paths,
         answers: Answers,
+        chats: Chats,
     ) -> None:
         self.settings = settings
         self.directory = directory
@@ -223,6 +229,7 @@ class Exchange:
         self.upstream = upstream
         self.paths = paths
         self.answers = answers
+        self.chats = chats
 
     # The path of a call
 
@@ -237,6 +244,7 @@ class Exchange:
             body = await read_body(headers, receive, self.settings.max_body_bytes)
             call = Call(endpoint, key, digest, request_id)
             call.request = await self._read(endpoint, headers, body)
+            call.chat = await self.chat(headers, key)
             idempotency_key = headers.get(b"idempotency-key")
             if idempotency_key is not None:
                 answer = await self._replay(call, idempotency_key, body)
@@ -283,6 +291,24 @@ class Exchange:
             metrics.REFUSED_KEYS.inc()
             raise Refused(problem_of(refusal or Refusal(Reason.INVALID_KEY)))
         return key
+
+    async def chat(
+        self, headers: dict[bytes, bytes], key: Key, named: str | None = None
+    ) -> str | None:
+        """Return the root of the chat that a call names, or refuse it; None: it names none."""
+        raw = headers.get(b"x-spendgate-chat")
+        name = named if raw is None else raw.decode("latin-1")
+        if name is None:
+            return None
+        root = None
+        if is_id(name):
+            try:
+                root = await self.chats.root(name, key.member_id)
+            except (psycopg.Error, OSError):
+                raise Refused(problem_of(Refusal(Reason.LEDGER_UNAVAILABLE))) from None
+        if root is None:
+            raise Refused(not_found("You have no chat with that id: make one at POST /v1/chats."))
+        return root
 
     async def _read(self, endpoint: Endpoint, headers: dict[bytes, bytes], body: bytes) -> Request:
         content_type = headers.get(b"content-type", b"application/json").decode("latin-1")
@@ -482,11 +508,18 @@ class Exchange:
 
     def path(self, call: Call) -> tuple[AccountKey, ...]:
         """Return the accounts that a call is charged to."""
-        owners: tuple[tuple[OwnerKind, str], ...] = (
+        allocation = call.allocation
+        owners: list[tuple[OwnerKind, str]] = [
             ("key", call.key.id),
-            ("allocation", call.allocation.id),
+            ("allocation", allocation.id),
+        ]
+        if call.chat is not None:
+            owners.insert(0, ("chat", call.chat))
+        if allocation.pool_id is not None:
+            owners += [("pool", pool) for pool in self.directory.pools_above(allocation)]
+        return self.paths.of(
+            owners, call.started_at, self.directory.limited, allocation.billing_timezone
         )
-        return self.paths.of(owners, call.started_at, self.directory.limited)
 
     def facts(self, call: Call, account_ids: tuple[str, ...]) -> CallFacts:
         only = call.key.allocation_ids[0] if len(call.key.allocation_ids) == 1 else None
@@ -1066,11 +1099,10 @@ async def _left(receive: Receive) -> bool:
 
 def _no_more(refusal: Refusal) -> Problem:
     """Say why a stream is cut: to one that runs, what others hold is as good as used."""
-    reason = refusal.reason
-    if reason is Reason.RESERVED and refusal.shortfall is not None:
-        tokens = refusal.shortfall.meter == "tokens"
-        reason = Reason.TOKENS_EXCEEDED if tokens else Reason.COST_EXCEEDED
-    return problem_of(Refusal(reason, refusal.shortfall))
+    reason, shortfall = refusal.reason, refusal.shortfall
+    if reason is Reason.RESERVED and shortfall is not None:
+        reason = exceeded_by(shortfall.owner, shortfall.meter, shortfall.window)
+    return problem_of(Refusal(reason, shortfall))
 
 
 def _without_secrets(data: bytes, provider: Provider | None) -> bytes:

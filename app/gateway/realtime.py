@@ -33,7 +33,7 @@ from app.core.ceilings import BadRequest
 from app.core.ledger import NOTHING, Actual, Demand, Grant, Settlement
 from app.core.pricing import Price
 from app.core.realtime import Kind, Offer, Rejected, Session, Terms
-from app.core.refusals import Outcome, Reason, Refusal
+from app.core.refusals import Outcome, Reason, Refusal, exceeded_by
 from app.gateway import metrics
 from app.gateway.endpoints import SESSIONS, Request, facts_of
 from app.gateway.exchange import (
@@ -65,6 +65,8 @@ _quiet = logging.getLogger("spendgate.realtime.upstream")
 _quiet.setLevel(logging.WARNING)
 
 FRAME_BYTES_MAX = 16 * 2**20
+CHAT_PARAMETERS = ("chat", "chat_id")
+"""What a session's chat may be called in its address; browsers send no headers of their own."""
 KEY_SUBPROTOCOL = "openai-insecure-api-key."
 BETA_SUBPROTOCOL = "openai-beta.realtime-v1"
 ERROR_BYTES_MAX = 64 * 2**10
@@ -243,6 +245,8 @@ class _Socket:
         if slug is None:
             slug = await self._model_of_transcription(key.allocation_ids)
         call = Call(SESSIONS, key, digest, self.request_id)
+        named = next((query[name][0] for name in CHAT_PARAMETERS if name in query), None)
+        call.chat = await self.exchange.chat(self.headers, key, named)
         call.request = Request(slug, "")
         self.call = call
 
@@ -849,7 +853,9 @@ def _exceeded(refusal: Refusal) -> End:
     shortfall = refusal.shortfall
     tokens = shortfall is not None and shortfall.meter == "tokens"
     # Mid-session there is no later: what others hold is as good as used.
-    reason = Reason.TOKENS_EXCEEDED if tokens else Reason.COST_EXCEEDED
+    reason = Reason.COST_EXCEEDED
+    if shortfall is not None:
+        reason = exceeded_by(shortfall.owner, shortfall.meter, shortfall.window)
     problem = problem_of(Refusal(reason, shortfall))
     close_reason = "token_exceeded" if tokens else "cost_exceeded"
     return End("cut_off", close_reason, 1008, close_reason, problem)

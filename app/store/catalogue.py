@@ -43,7 +43,7 @@ from app.core.access import (
     Role,
     UnpricedPolicy,
 )
-from app.core.ledger import Account, AccountKey, Meter
+from app.core.ledger import AccountKey, Meter, RollingAccount
 from app.core.pricing import Rate
 from app.core.windows import Window, rolling
 from app.store import schema
@@ -516,7 +516,7 @@ async def _put_limit(
 
 async def _keep(
     connection: Connection, account: AccountKey, at: datetime, charged: Sequence[AccountKey]
-) -> Account:
+) -> RollingAccount:
     """Lock an account that its owner's calls are charged to from now on, up to date."""
     limits = schema.limits
     kept = select(limits.c.meter).where(
@@ -528,7 +528,9 @@ async def _keep(
     return locked if is_kept else await _open(connection, account, locked, at)
 
 
-async def lock_accounts(connection: Connection, needed: Some[AccountKey]) -> dict[str, Account]:
+async def lock_accounts(
+    connection: Connection, needed: Some[AccountKey]
+) -> dict[str, RollingAccount]:
     """Lock accounts, in the order in which everyone locks them; make those that are missing."""
     accounts = schema.accounts
     # A period's first call may come at the same moment: a row that is missing locks nothing.
@@ -550,17 +552,17 @@ async def lock_accounts(connection: Connection, needed: Some[AccountKey]) -> dic
         .on_conflict_do_nothing()
     )
     locked = (
-        select(*_columns(accounts, *Account.__struct_fields__))
+        select(*_columns(accounts, *RollingAccount.__struct_fields__))
         .where(accounts.c.id.in_([key.id for key in needed]))
         .order_by(accounts.c.id)
         .with_for_update()
     )
-    return {row.id: Account(**row._mapping) for row in await connection.execute(locked)}
+    return {row.id: RollingAccount(**row._mapping) for row in await connection.execute(locked)}
 
 
 async def _open(
-    connection: Connection, key: AccountKey, account: Account, at: datetime | None = None
-) -> Account:
+    connection: Connection, key: AccountKey, account: RollingAccount, at: datetime | None = None
+) -> RollingAccount:
     """Bring an account up to what its owner used in the period, and to what its calls hold.
 
     Calls stay as they were booked: what they used comes in as one adjustment. Calls in flight
@@ -574,12 +576,8 @@ async def _open(
         # Ids, which tell when a call was admitted, have milliseconds.
         start = at - length - timedelta(microseconds=at.microsecond % 1000)
         # Whatever was there has slid out.
-        account = msgspec.structs.replace(
-            account,
-            slid_to=start,
-            slid_tokens=account.used_tokens,
-            slid_nano=account.used_nano,
-        )
+        account.slid_to = start
+        account.slid_tokens, account.slid_nano = account.used_tokens, account.used_nano
     running = (
         select(holds.c.call_id, holds.c.account_ids, holds.c.tokens, holds.c.nano)
         .where(*await _in_flight(connection, key, start))
@@ -616,7 +614,8 @@ async def _open(
                 ),
             )
         )
-    values = {name: getattr(opened, name) for name in Account.__struct_fields__ if name != "id"}
+    values = {name: getattr(opened, name) for name in RollingAccount.__struct_fields__}
+    values["opened_at"] = func.now()
     accounts = schema.accounts
     await connection.execute(update(accounts).where(accounts.c.id == key.id).values(**values))
     return opened

@@ -32,7 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from app.core.corrections import Priced
-from app.core.ledger import Account, AccountKey, account_key
+from app.core.ledger import AccountKey, RollingAccount, account_key
 from app.core.metering import Quantity
 from app.core.money import nano_to_usd
 from app.core.pricing import Price, make_price
@@ -69,7 +69,7 @@ class AdjustmentDocument(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """An adjustment to be booked. Without a call and an allocation, it only moves accounts."""
+    """An adjustment to be booked, of a call or (no call) of an allocation alone."""
 
     id: str
     account_ids: tuple[str, ...]
@@ -308,23 +308,21 @@ def _stands() -> ColumnElement[bool]:
     return or_(limits.c.amount.is_not(None), limits.c.watched)
 
 
-async def lock(connection: Connection, account_ids: Iterable[str]) -> dict[str, Account]:
+async def lock(connection: Connection, account_ids: Iterable[str]) -> dict[str, RollingAccount]:
     """Lock accounts that there are, in the order in which everyone locks them."""
     table = schema.accounts
     rows = await connection.execute(
-        select(*(table.c[name] for name in Account.__struct_fields__))
+        select(*(table.c[name] for name in RollingAccount.__struct_fields__))
         .where(table.c.id.in_(set(account_ids)))
         .order_by(table.c.id)
         .with_for_update()
     )
-    return {row.id: Account(**row._mapping) for row in rows}
+    return {row.id: RollingAccount(**row._mapping) for row in rows}
 
 
-def has_slid(account: Account, call_id: str | None) -> bool:
+def has_slid(account: RollingAccount, call_id: str | None) -> bool:
     """Tell whether a call has slid out of an account; what is of no call is of now."""
-    return (
-        account.slid_to is not None and call_id is not None and call_id < id_floor(account.slid_to)
-    )
+    return call_id is not None and account.lies_behind(call_id)
 
 
 # Writing
@@ -332,23 +330,20 @@ def has_slid(account: Account, call_id: str | None) -> bool:
 
 async def book(
     connection: Connection,
-    entries: Sequence[tuple[Entry, str | None]],
-    accounts: Mapping[str, Account],
+    entries: Sequence[Entry],
+    accounts: Mapping[str, RollingAccount],
     *,
     at: datetime,
     actor: str,
     note: str,
-) -> dict[str, Account]:
-    """Book adjustments on accounts that are locked; return how those stand then.
-
-    Each comes with the id of the call that it is about, also where it does not bear it.
-    """
-    moved: dict[str, Account] = {}
+) -> dict[str, RollingAccount]:
+    """Book adjustments on accounts that are locked; return how those stand then."""
+    moved: dict[str, RollingAccount] = {}
     rows = []
-    for entry, call_id in entries:
+    for entry in entries:
         for id in entry.account_ids:
             account = moved.get(id, accounts[id])
-            slid = has_slid(account, call_id)
+            slid = has_slid(account, entry.call_id)
             moved[id] = msgspec.structs.replace(
                 account,
                 used_tokens=account.used_tokens + entry.tokens,
@@ -379,7 +374,7 @@ async def book(
         await connection.execute(insert(schema.adjustments), rows)
     if moved:
         table = schema.accounts
-        names = [name for name in Account.__struct_fields__ if name != "id"]
+        names = [name for name in RollingAccount.__struct_fields__ if name != "id"]
         changed = update(table).where(table.c.id == bindparam("account"))
         await connection.execute(
             changed.values({name: bindparam(f"new_{name}") for name in names}),

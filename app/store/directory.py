@@ -59,9 +59,12 @@ class Directory:
         self.prices: dict[str, tuple[Price, ...]] = {}
         self.providers: dict[str, Provider] = {}
         self.limited: dict[str, tuple[Window, ...]] = {}
-        """The windows in which an owner has limits."""
+        """The windows in which an owner is limited or watched."""
+        self.pools: dict[str, str | None] = {}
+        """The parent of each pool; None: it is at the top."""
         self._limits: dict[str, set[tuple[str, Window]]] = {}
         self._digest_of_key: dict[str, bytes] = {}
+        self._above: dict[str, tuple[str, ...]] = {}
         self._refresh: asyncio.Task[None] | None = None
         self._next: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -100,6 +103,27 @@ class Directory:
         with contextlib.suppress(psycopg.Error, OSError):
             await self.refresh()
 
+    def pools_above(self, allocation: Allocation) -> tuple[str, ...]:
+        """Return the pools that an allocation is in, from the nearest up."""
+        nearest = allocation.pool_id
+        if nearest is None:
+            return ()
+        known = self._above.get(nearest)
+        if known is None:
+            above: list[str] = []
+            pool: str | None = nearest
+            while pool is not None and pool not in above:
+                above.append(pool)
+                pool = self.pools.get(pool)
+            known = self._above[nearest] = tuple(above)
+        return known
+
+    def service_of(self, model: str) -> str | None:
+        """Return the name of the provider that serves a model."""
+        known = self.models.get(model)
+        provider = None if known is None else self.providers.get(known.provider_id)
+        return None if provider is None else provider.name
+
     def mark_used(self, digest: bytes, at: datetime) -> None:
         """Note that a one-shot key is used up; the ledger knows for sure, on every replica."""
         key = self.keys_by_digest.get(digest)
@@ -136,7 +160,7 @@ class Directory:
             allocations = await (
                 await connection.cursor(row_factory=dict_row).execute(
                     "SELECT id::text, member_id::text, models, status, pool_id::text,"
-                    " overrun_policy, ledger_outage, unpriced"
+                    " overrun_policy, ledger_outage, unpriced, billing_timezone"
                     " FROM allocations WHERE revision > %s",
                     since,
                 )
@@ -173,13 +197,20 @@ class Directory:
             ).fetchall()
             limits = await (
                 await connection.execute(
-                    "SELECT owner_id::text, meter, window_kind, amount IS NOT NULL"
+                    "SELECT owner_id::text, meter, window_kind, amount IS NOT NULL OR watched"
                     " FROM limits WHERE revision > %s",
                     since,
                 )
             ).fetchall()
+            pools = await (
+                await connection.execute(
+                    "SELECT id::text, parent_id::text FROM pools WHERE revision > %s", since
+                )
+            ).fetchall()
         self._replace(members, allocations, keys, providers, models, prices)
         self._limit(limits)
+        self.pools.update(pools)
+        self._above.clear()
         self.version = version
         if self.on_change is not None:
             self.on_change()

@@ -22,8 +22,8 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, cast
 
 import msgspec
@@ -31,7 +31,9 @@ import psycopg
 import structlog
 from psycopg.pq.abc import PGresult
 
+from app.core.alerts import Rule
 from app.core.ledger import (
+    NOWHERE,
     Account,
     AccountKey,
     Actual,
@@ -45,10 +47,15 @@ from app.core.ledger import (
     Hold,
     Limit,
     Meter,
+    RollingAccount,
     Settlement,
+    Surroundings,
+    Told,
 )
 from app.core.refusals import Outcome, Reason, Refusal
+from app.core.windows import EPOCH
 from app.store.pipe import Command, Pipe
+from app.store.rolling import SLIDE_SQL
 from app.store.spool import Answer, Entry, Spool
 from app.tasks import cancelled
 
@@ -72,10 +79,27 @@ WITH ended AS (
 SELECT
     (SELECT directory_version FROM installation),
     (SELECT json_agg(json_build_object(
-        'owner_id', owner_id, 'meter', meter, 'window', window_kind, 'amount', amount))::text
-     FROM limits WHERE owner_id = ANY($3::uuid[]) AND amount IS NOT NULL),
+        'owner_id', owner_id, 'meter', meter, 'window', window_kind,
+        'amount', CASE WHEN topped_until > now() THEN amount + (
+            SELECT coalesce(sum(t.amount), 0)::bigint FROM top_ups t
+            WHERE t.owner_id = l.owner_id AND t.meter = l.meter AND t.window_kind = l.window_kind
+                AND t.starts_at <= now() AND t.expires_at > now()) ELSE amount END))::text
+     FROM limits l WHERE owner_id = ANY($3::uuid[]) AND amount IS NOT NULL),
     (SELECT json_agg(ended)::text FROM ended),
-    (SELECT json_agg(kept)::text FROM kept)
+    (SELECT json_agg(kept)::text FROM kept),
+    (SELECT json_agg(json_build_object(
+        'id', id, 'owner_id', owner_id, 'meter', meter, 'window', window_kind,
+        'threshold', threshold, 'percent', percent))::text
+     FROM alert_rules WHERE owner_id = ANY($3::uuid[]) AND enabled)
+"""
+
+SLIDE = SLIDE_SQL.format(ids="$1::uuid[]").encode()
+
+KEYS_SQL = b"""
+SELECT json_agg(json_build_object(
+    'id', id, 'owner', owner, 'owner_id', owner_id, 'window', window_kind,
+    'start', period_start, 'end', period_end))::text
+FROM accounts WHERE id = ANY($1::uuid[])
 """
 
 BOOKED_SQL = b"""
@@ -109,6 +133,16 @@ UPDATE accounts a SET used_tokens = v.used_tokens, used_nano = v.used_nano,
     overrun_tokens = v.overrun_tokens, overrun_nano = v.overrun_nano
 FROM json_to_recordset($1::json) AS v({_ACCOUNT_COLUMNS}) WHERE a.id = v.id
 """.encode()
+WRITE_SLID = b"""
+UPDATE accounts a SET slid_to = v.slid_to, slid_tokens = v.slid_tokens, slid_nano = v.slid_nano
+FROM json_to_recordset($1::json)
+    AS v(id uuid, slid_to timestamptz, slid_tokens bigint, slid_nano bigint) WHERE a.id = v.id
+"""
+WRITE_EVENTS = b"""
+INSERT INTO events (id, kind, rule_id, body)
+SELECT * FROM json_to_recordset($1::json) AS v(id uuid, kind text, rule_id uuid, body text)
+ON CONFLICT DO NOTHING
+"""
 WRITE_HOLDS = b"""
 INSERT INTO holds (call_id, account_ids, tokens, nano, facts, checkpoint, deadline)
 SELECT call_id, account_ids, tokens, nano, facts, checkpoint, now() + $1::interval
@@ -176,11 +210,15 @@ OPTIONS = (
     " -c plan_cache_mode=force_generic_plan"
 )
 
+EVENTS_KNOWN = 1000
+
 AWAY = ("08", "25006", "53", "57")
 """SQLSTATEs of a server that takes no writes for now, whatever they are."""
 
 encode = msgspec.json.Encoder(decimal_format="number").encode
 _decode_limits = msgspec.json.Decoder(list[Limit] | None).decode
+_decode_rules = msgspec.json.Decoder(list[Rule] | None).decode
+_decode_keys = msgspec.json.Decoder(list[AccountKey] | None).decode
 
 
 class _HoldWire(msgspec.Struct):
@@ -305,10 +343,6 @@ class _Extend(_Op):
         self.call_id, self.demand, self.checkpoint = call_id, demand, checkpoint
 
 
-class _MissingAccounts(Exception):
-    """Some accounts do not exist yet: insert them, then lock everything anew."""
-
-
 class Ledger:
     """The group-commit loop of one process."""
 
@@ -320,8 +354,10 @@ class Ledger:
         hold_deadline_s: float = 60,
         wait_s: float = 3,
         batch_max: int = 256,
+        around: Surroundings = NOWHERE,
     ) -> None:
         self.dsn = dsn
+        self.around = around
         self.spool = spool
         self.hold_deadline_s = hold_deadline_s
         self.wait_s = wait_s
@@ -330,6 +366,8 @@ class Ledger:
         """Calls of this process that hold something, and what they used by last account."""
         self._widened: dict[str, tuple[str, ...]] = {}
         """Accounts of a call beside those of its path: a limit was added while it ran."""
+        self._known_events: dict[str, None] = {}
+        """Events that are written already: those that are set off again and again."""
         self.on_stopped: Callable[[str], None] | None = None
         """Told of a call of this process that was ordered to stop, until it has settled."""
         self.batches = 0
@@ -587,6 +625,9 @@ class Ledger:
                     self._widen(op.call_id, accounts)
                     looked.append(op.call_id)
                     careful.append(op.call_id)
+        keys = await self._keys_of(accounts)
+        owners.update(key.owner_id for id, key in keys.items() if accounts[id] is None)
+        sliding = [id for id, key in keys.items() if key.window.startswith("rolling:")]
         commands: list[Command] = [
             (b"BEGIN", ()),
             (LOCK_SQL, [_array(accounts)]),
@@ -594,7 +635,10 @@ class Ledger:
         ]
         if one_shots:
             commands.append((ONE_SHOT_SQL, [_array(one_shots)]))
+        if sliding:
+            commands.append((SLIDE, [_array(sliding)]))
         results: list[tuple[_Op, object]] = []
+        told: list[Told] = []
 
         def holds_in(read: PGresult) -> tuple[list[_HoldWire], list[_HoldWire]]:
             return _holds(read, 2), _holds(read, 3)
@@ -602,18 +646,26 @@ class Ledger:
         def decide(
             found: list[PGresult], wires: Iterable[_HoldWire], booked: Sequence[Booked]
         ) -> list[Command]:
-            _, locked, read, *keys = found
-            usable = {_text(keys[0], row) for row in range(keys[0].ntuples)} if keys else set()
+            _, locked, read, *more = found
+            usable: set[str] = set()
+            if one_shots:
+                usable = {_text(more[0], row) for row in range(more[0].ntuples)}
             books = Books(
                 [_account(locked, row) for row in range(locked.ntuples)],
                 _decode_limits(read.get_value(0, 1) or b"null") or [],
                 [wire.hold() for wire in wires],
                 booked,
+                keys=keys,
+                rules=_decode_rules(read.get_value(0, 4) or b"null") or [],
+                around=self.around,
             )
+            if sliding:
+                _slide(books, more[-1])
             answers: list[dict[str, object]] = []
             used_keys: list[str] = []
             version = int(read.get_value(0, 0) or b"0")
             results.extend(self._decide(batch, books, version, usable, used_keys, answers))
+            told.extend(books.told)
             return self._writes(books, set(settled), used_keys, answers)
 
         def doubtful(ended: Iterable[_HoldWire]) -> list[str]:
@@ -658,11 +710,25 @@ class Ledger:
             await pipe.run(decide(found, [*ended, *kept], booked))
         self.batches += 1
         self.operations += len(batch)
+        for one in told:
+            self._known_events[one.event.id] = None
+        while len(self._known_events) > EVENTS_KNOWN:
+            del self._known_events[next(iter(self._known_events))]
         for op, result in results:
             op.done(result)
         if self._down_since is not None:
             self._down_since = None
             log.info("ledger_back")
+
+    async def _keys_of(self, accounts: Mapping[str, AccountKey | None]) -> dict[str, AccountKey]:
+        """Return which accounts these are; those that a hold alone names are looked up."""
+        known = {id: key for id, key in accounts.items() if key is not None}
+        if len(known) < len(accounts):
+            assert self._pipe is not None
+            named = _array(id for id, key in accounts.items() if key is None)
+            [found] = await self._pipe.run([(KEYS_SQL, [named])])
+            known |= {key.id: key for key in _decode_keys(found.get_value(0, 0) or b"null") or []}
+        return known
 
     def _widen(self, call_id: str, accounts: dict[str, AccountKey | None]) -> None:
         for account_id in self._widened.get(call_id, ()):
@@ -732,6 +798,14 @@ class Ledger:
         if books.touched:
             touched = [books.accounts[id] for id in books.touched]
             commands.append((WRITE_ACCOUNTS, [encode(touched)]))
+        if books.slid:
+            commands.append(
+                (WRITE_SLID, [encode([_slid_row(books.accounts[id]) for id in books.slid])])
+            )
+        if books.told:
+            news = [one for one in books.told if one.event.id not in self._known_events]
+            if news:
+                commands.append((WRITE_EVENTS, [encode([_event_row(one) for one in news])]))
         if books.new_holds:
             rows = [_hold_row(hold) for hold in books.new_holds.values()]
             commands.append((WRITE_HOLDS, [self._deadline, encode(rows)]))
@@ -960,6 +1034,39 @@ def _standing(books: Books, path: Sequence[AccountKey]) -> Standing:
                 rest = max(0, limit.amount - account.used(limit.meter) - account.held(limit.meter))
                 left[limit.meter] = min(rest, left.get(limit.meter, rest))
     return Standing(left.get("tokens"), left.get("usd"))
+
+
+def _slide(books: Books, found: PGresult) -> None:
+    """Let rolling windows begin where they do now."""
+    for row in range(found.ntuples):
+        id = _text(found, row)
+        edge, slid_tokens, slid_nano, tokens, nano = (
+            int(_text(found, row, column)) for column in range(1, 6)
+        )
+        account = RollingAccount(**msgspec.structs.asdict(books.accounts[id]))
+        account.slid_tokens, account.slid_nano = slid_tokens, slid_nano
+        books.accounts[id] = account
+        books.slide(id, EPOCH + timedelta(milliseconds=edge), tokens, nano)
+
+
+def _slid_row(account: Account) -> dict[str, object]:
+    assert isinstance(account, RollingAccount)
+    return {
+        "id": account.id,
+        "slid_to": account.slid_to,
+        "slid_tokens": account.slid_tokens,
+        "slid_nano": account.slid_nano,
+    }
+
+
+def _event_row(told: Told) -> dict[str, object]:
+    body = told.event.body
+    return {
+        "id": told.event.id,
+        "kind": body.__struct_config__.tag,
+        "rule_id": told.rule_id,
+        "body": msgspec.json.encode(body).decode(),
+    }
 
 
 def _hold_row(hold: Hold) -> dict[str, object]:

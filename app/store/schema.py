@@ -228,6 +228,7 @@ accounts: Final = Table(
     Column("unpriced_calls", BigInteger),
     Column("overrun_tokens", BigInteger),
     Column("overrun_nano", BigInteger),
+    Column("opened_at", _instant),
     Column("slid_to", _instant),
     Column("slid_tokens", BigInteger),
     Column("slid_nano", BigInteger),

@@ -41,15 +41,16 @@ from sqlalchemy import cast as sql_cast
 from sqlalchemy.sql.selectable import Subquery
 
 from app.core.access import AllocationStatus, Key
-from app.core.ledger import METERS, Account, Meter, account_key, account_state
+from app.core.ledger import METERS, Account, Meter, RollingAccount, account_key, account_state
 from app.core.metering import UNITS, Quantity
-from app.core.money import nano_to_usd
+from app.core.money import nano_to_usd, usd_to_nano
 from app.core.refusals import LimitDocument, Outcome, Shortfall, limit_document
-from app.core.windows import Calendar, Period, Window
+from app.core.windows import Calendar, Period, Window, rolling
 from app.store import schema
 from app.store.catalogue import AllocationRecord, KeyRecord, LimitRecord, allocations, keys
 from app.store.database import Connection, Database
 from app.store.pace import UNUSED, ProjectionDocument, paces, projection
+from app.store.rolling import recovers_at, slid_out
 
 Quantities = Annotated[
     dict[str, Quantity],
@@ -189,7 +190,8 @@ class KeyStanding(Standing, frozen=True, kw_only=True):
 class LimitStanding(msgspec.Struct, frozen=True, kw_only=True):
     """A limit and how it stands: USD as decimal strings, tokens as numbers.
 
-    `percent` is of what is used, and null of a limit of 0.
+    `percent` is of what is used, and null of a limit of 0. A rolling window never resets: of one
+    that is exceeded, `recovers_at` tells when enough will have slid out of it.
     """
 
     meter: Meter
@@ -201,6 +203,7 @@ class LimitStanding(msgspec.Struct, frozen=True, kw_only=True):
     percent: float | None
     exceeded: bool
     resets_at: datetime | None
+    recovers_at: datetime | None = None
     projection: ProjectionDocument | None = None
 
 
@@ -279,9 +282,9 @@ async def accounts_of(
         account_key("allocation", owner_id, "month", period).id: owner_id
         for owner_id in allocation_ids
     }
-    columns = [table.c[name] for name in Account.__struct_fields__]
+    columns = [table.c[name] for name in RollingAccount.__struct_fields__]
     rows = await connection.execute(select(*columns).where(table.c.id.in_(list(owners))))
-    return {owners[row["id"]]: Account(**row) for row in rows.mappings()}
+    return {owners[row["id"]]: RollingAccount(**row) for row in rows.mappings()}
 
 
 async def standings(
@@ -369,14 +372,20 @@ async def key_views(
         for limit in record.limits
     }
     table = schema.accounts
-    columns = [table.c[name] for name in Account.__struct_fields__]
+    columns = [table.c[name] for name in RollingAccount.__struct_fields__]
     accounts: dict[str, Account] = {}
     if ids:
         rows = await connection.execute(select(*columns).where(table.c.id.in_(list(ids.values()))))
-        accounts = {row["id"]: Account(**row) for row in rows.mappings()}
+        accounts = {row["id"]: RollingAccount(**row) for row in rows.mappings()}
+        sliding = [id for (_, window), id in ids.items() if rolling(window) is not None]
+        for id, (tokens, nano) in (await slid_out(connection, sliding)).items():
+            account = accounts[id]
+            assert isinstance(account, RollingAccount)
+            account.slid_tokens += tokens
+            account.slid_nano += nano
     known = await paces(connection, "key", [record.id for record in records if record.limits], at)
 
-    def shown(record: KeyRecord, limit: LimitRecord) -> LimitStanding:
+    async def shown(record: KeyRecord, limit: LimitRecord) -> LimitStanding:
         account = accounts.get(ids[record.id, limit.window])
         period = periods[limit.window]
         projected = projection(
@@ -389,14 +398,28 @@ async def key_views(
             at,
             calendar.zone,
         )
-        return limit_standing(limit, account, period, projected)
+        standing = limit_standing(limit, account, period, projected)
+        return await _recovering(connection, record.id, limit, standing, at)
 
     views = []
     for record in records:
         fields = msgspec.structs.asdict(record)
-        fields["limits"] = [shown(record, limit) for limit in record.limits]
+        fields["limits"] = [await shown(record, limit) for limit in record.limits]
         views.append(KeyView(**fields, token_budget=token_budget(record)))
     return views
+
+
+async def _recovering(
+    connection: Connection, key_id: str, limit: LimitRecord, shown: LimitStanding, at: datetime
+) -> LimitStanding:
+    """Say of a rolling window that is exceeded when it is so no more; a limit of 0 always is."""
+    if rolling(limit.window) is None or not shown.exceeded or limit.amount == 0:
+        return shown
+    used = usd_to_nano(shown.used) if limit.meter == "usd" else int(shown.used)
+    recovers = await recovers_at(
+        connection, key_id, limit.meter, limit.window, used - limit.amount, at
+    )
+    return msgspec.structs.replace(shown, recovers_at=recovers)
 
 
 def token_budget(record: KeyRecord) -> int | None:

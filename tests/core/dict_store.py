@@ -6,6 +6,8 @@ is to be written. So a decision that forgets to mark a row shows up as it would 
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
+from uuid import UUID
 
 import msgspec
 
@@ -20,8 +22,14 @@ from app.core.ledger import (
     Hold,
     Limit,
     Meter,
+    RollingAccount,
 )
-from app.core.windows import Window
+from app.core.windows import EPOCH, Window, rolling
+
+
+def admitted(call_id: str) -> datetime:
+    """Return when a call was admitted, as its id says."""
+    return EPOCH + timedelta(milliseconds=UUID(call_id).int >> 80)
 
 
 class Cap(msgspec.Struct):
@@ -50,10 +58,17 @@ class DictStore:
         """Create the accounts of a path that are not there yet."""
         for key in path:
             self.keys[key.id] = key
-            self.accounts.setdefault(key.id, Account(key.id))
+            length = rolling(key.window)
+            fresh = Account(key.id) if length is None else RollingAccount(key.id, slid_to=EPOCH)
+            self.accounts.setdefault(key.id, fresh)
 
     @contextlib.contextmanager
-    def transaction(self, account_ids: Iterable[str], call_ids: Iterable[str]) -> Iterator[Books]:
+    def transaction(
+        self,
+        account_ids: Iterable[str],
+        call_ids: Iterable[str],
+        now: datetime | None = None,
+    ) -> Iterator[Books]:
         """Lend `Books` of these accounts and calls, and write what they decided."""
         accounts = [msgspec.structs.replace(self.accounts[id]) for id in set(account_ids)]
         owners = {self.keys[account.id].owner_id for account in accounts}
@@ -76,11 +91,44 @@ class DictStore:
             for id in asked & self.calls.keys()
         ]
         books = Books(accounts, limits, holds, booked)
+        for account in accounts:
+            length = rolling(self.keys[account.id].window)
+            if length is not None:
+                assert now is not None, "a rolling window ends now"
+                assert isinstance(account, RollingAccount)
+                books.slide(account.id, *self._gone(account, now - length))
         yield books
         self._write(books)
 
+    def _gone(self, account: RollingAccount, edge: datetime) -> tuple[datetime, int, int]:
+        """Sum up what slides out of a window that begins later than it did."""
+        assert account.slid_to is not None
+        edge = max(edge, account.slid_to)
+        gone = {
+            id
+            for id, row in self.calls.items()
+            if account.id in row.settlement.facts.account_ids
+            and account.slid_to <= admitted(id) < edge
+        }
+        late = [one for one in self.adjustments if one.call_id in gone]
+        actuals = [self.calls[id].settlement.actual for id in gone]
+        tokens = sum(one.tokens for one in [*actuals, *late])
+        return edge, tokens, sum(one.nano or 0 for one in [*actuals, *late])
+
     def _write(self, books: Books) -> None:
         for id in books.touched:
+            account = books.accounts[id]
+            former = self.accounts[id]
+            if isinstance(account, RollingAccount) and id not in books.slid:
+                # Columns of their own, written when they change.
+                assert isinstance(former, RollingAccount)
+                account.slid_to, account.slid_tokens, account.slid_nano = (
+                    former.slid_to,
+                    former.slid_tokens,
+                    former.slid_nano,
+                )
+            self.accounts[id] = account
+        for id in books.slid - books.touched:
             self.accounts[id] = books.accounts[id]
         for id, hold in books.new_holds.items():
             assert id not in self.holds, "a call has one hold"

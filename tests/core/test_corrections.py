@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 
 from app.core.corrections import Due, Priced, Undue, bounds, reprice
-from app.core.ledger import Account, Meter
+from app.core.ledger import Meter, RollingAccount
 from app.core.money import AMOUNT_NANO_MAX, AMOUNT_TOKENS_MAX
 from app.core.pricing import Price, Rate, make_price
 
@@ -17,24 +17,24 @@ TOP = AMOUNT_NANO_MAX
 
 # By hand
 
-BOUNDS: list[tuple[str, list[tuple[Account, bool]], Meter, int, int]] = [
+BOUNDS: list[tuple[str, list[tuple[RollingAccount, bool]], Meter, int, int]] = [
     # What is shown, accounts (and whether it has slid out of them), meter -> least, most
-    ("no more is taken than was used", [(Account("a", 7, 50), False)], "usd", -50, TOP - 50),
-    ("tokens are looked at by themselves", [(Account("a", 7, 50), False)], "tokens",
+    ("no more is taken than was used", [(RollingAccount("a", 7, 50), False)], "usd", -50, TOP - 50),
+    ("tokens are looked at by themselves", [(RollingAccount("a", 7, 50), False)], "tokens",
      -7, AMOUNT_TOKENS_MAX - 7),
-    ("the account with the least decides", [(Account("a", 0, 50), False), (Account("b", 0, 9), False)],
+    ("the account with the least decides", [(RollingAccount("a", 0, 50), False), (RollingAccount("b", 0, 9), False)],
      "usd", -9, TOP - 50),
-    ("what is held is not there to be taken", [(Account("a", 1, 1, 90, 90), False)], "usd",
+    ("what is held is not there to be taken", [(RollingAccount("a", 1, 1, 90, 90), False)], "usd",
      -1, TOP - 1),
     ("of a rolling window only what is left in it is taken",
-     [(Account("a", 0, 50, slid_to=AT, slid_nano=45), False)], "usd", -5, TOP - 50),
+     [(RollingAccount("a", 0, 50, slid_to=AT, slid_nano=45), False)], "usd", -5, TOP - 50),
     ("of what has slid out only that is taken",
-     [(Account("a", 50, 0, slid_to=AT, slid_tokens=45), True)], "tokens", -45, TOP - 50),
-    ("nothing is taken where nothing is", [(Account("a", 0, -3), False)], "usd", 0, TOP),
-    ("overrun that was recorded takes room", [(Account("a", 0, 5, overrun_nano=TOP), False)], "usd",
+     [(RollingAccount("a", 50, 0, slid_to=AT, slid_tokens=45), True)], "tokens", -45, TOP - 50),
+    ("nothing is taken where nothing is", [(RollingAccount("a", 0, -3), False)], "usd", 0, TOP),
+    ("overrun that was recorded takes room", [(RollingAccount("a", 0, 5, overrun_nano=TOP), False)], "usd",
      -5, 0),
-    ("what is more than full takes no more", [(Account("a", 0, TOP + 9), False)], "usd", -TOP, 0),
-    ("nobody corrects more than the largest amount", [(Account("a", 0, 2 * TOP), False)], "usd",
+    ("what is more than full takes no more", [(RollingAccount("a", 0, TOP + 9), False)], "usd", -TOP, 0),
+    ("nobody corrects more than the largest amount", [(RollingAccount("a", 0, 2 * TOP), False)], "usd",
      -TOP, 0),
 ]  # fmt: skip
 
@@ -43,7 +43,7 @@ BOUNDS: list[tuple[str, list[tuple[Account, bool]], Meter, int, int]] = [
     ("accounts", "meter", "least", "most"), [row[1:] for row in BOUNDS], ids=[r[0] for r in BOUNDS]
 )
 def test_a_correction_stays_within_what_the_accounts_take(
-    accounts: list[tuple[Account, bool]], meter: Meter, least: int, most: int
+    accounts: list[tuple[RollingAccount, bool]], meter: Meter, least: int, most: int
 ) -> None:
     assert bounds(accounts, meter) == (least, most)
 

@@ -184,7 +184,7 @@ SCENARIOS = {
         limit   key usd 1
         limit   allocation usd 1
         limit   pool usd 1
-        reserve a tokens=1 usd=2 path=chat:lifetime,key,allocation,pool -> cost_quota_exceeded owner=chat window=lifetime resets=never
+        reserve a tokens=1 usd=2 path=chat:lifetime,key,allocation,pool -> chat_spend_limit_exceeded owner=chat window=lifetime resets=never
         reserve b tokens=1 usd=2 path=key,allocation,pool               -> cost_quota_exceeded owner=key
         reserve c tokens=1 usd=2 path=allocation,pool                   -> cost_quota_exceeded owner=allocation window=month resets=2026-02-01T00:00:00+00:00
         reserve d tokens=1 usd=2 path=pool                              -> cost_quota_exceeded owner=pool

@@ -183,6 +183,41 @@ def test_an_owner_is_charged_in_the_windows_in_which_it_is_limited(
     assert [f"{key.owner} {key.owner_id} {key.window}" for key in path] == accounts
 
 
+def test_chats_and_pools_have_accounts_also_where_they_are_not_limited() -> None:
+    owners = (("chat", "c"), ("key", "k"), ("allocation", "a"), ("pool", "p"), ("pool", "q"))
+    path = Paths(Calendar(UTC_ZONE)).of(owners, NOW, {"q": ("day",)})  # type: ignore[arg-type]
+    assert [f"{key.owner} {key.owner_id} {key.window}" for key in path] == [
+        "chat c lifetime",
+        "allocation a month",
+        "pool p month",
+        "pool q month",
+        "pool q day",
+    ]
+
+
+def test_the_months_of_an_allocation_can_be_those_of_another_zone() -> None:
+    """The last hours of May in UTC are June in Tokyo, for the allocation and nobody else."""
+    paths = Paths(Calendar(UTC_ZONE))
+    late = datetime(2026, 5, 31, 20, tzinfo=UTC)
+    owners = (("key", "k"), ("allocation", "a"), ("pool", "p"))
+    key, allocation, pool = paths.of(owners, late, {"k": ("month",)}, "Asia/Tokyo")  # type: ignore[arg-type]
+    assert allocation.start == datetime(2026, 5, 31, 15, tzinfo=UTC)
+    assert key.start == pool.start == datetime(2026, 5, 1, tzinfo=UTC)
+    # And back, when the zone is the installation's again.
+    [again] = paths.of((("allocation", "a"),), late)
+    assert again.start == datetime(2026, 5, 1, tzinfo=UTC)
+
+
+def test_no_more_paths_are_remembered_than_there_is_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.core.preflight.PATHS_KNOWN", 3)
+    paths = Paths(Calendar(UTC_ZONE))
+    made = [paths.account("chat", f"c{n}", NOW, "lifetime") for n in range(10)]
+    assert [paths.account("chat", f"c{n}", NOW, "lifetime") for n in range(10)] == made
+    assert len(paths._known) <= 3
+
+
 def test_a_path_changes_with_the_month_and_back() -> None:
     paths = Paths(Calendar(ZoneInfo("Asia/Tokyo")))
     may = datetime(2026, 5, 31, 14, 59, 59, tzinfo=UTC)

@@ -28,6 +28,7 @@ REASONS: list[tuple[str, str | None]] = [
     ("allocation_paused", "rejected_inactive"),
     ("allocation_quarantined", "rejected_inactive"),
     ("allocation_revoked", "rejected_inactive"),
+    ("chat_spend_limit_exceeded", "rejected_chat_limit_exceeded"),
     ("token_budget_exceeded", "rejected_quota_exceeded"),
     ("quota_exceeded", "rejected_quota_exceeded"),
     ("cost_quota_exceeded", "rejected_cost_quota_exceeded"),

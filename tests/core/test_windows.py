@@ -12,7 +12,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.core.windows import CALENDAR_WINDOWS, EPOCH, LIFETIME, Calendar, Period, Window, period_of
+from app.core.windows import (
+    CALENDAR_WINDOWS,
+    EPOCH,
+    LIFETIME,
+    Calendar,
+    InvalidWindow,
+    Period,
+    Window,
+    check_window,
+    period_of,
+    rolling,
+    window_order,
+)
 
 
 def at(text: str) -> datetime:
@@ -95,6 +107,60 @@ def test_a_lifetime_is_one_period_without_end() -> None:
         assert period.holds(at(instant))
 
 
+@pytest.mark.parametrize(
+    ("written", "window", "hours"),
+    [
+        ("rolling:1h", "rolling:1h", 1),
+        ("rolling:24 h", "rolling:24h", 24),
+        ("rolling:007h", "rolling:7h", 7),
+        ("rolling:8760h", "rolling:8760h", 8760),
+    ],
+)
+def test_a_rolling_window_is_named_by_its_hours(written: str, window: str, hours: int) -> None:
+    assert check_window(written) == window
+    assert rolling(window) == timedelta(hours=hours)
+    # It has one account, out of which things slide.
+    assert period_of(window, at("2026-05-05T10:00:00-07:00"), ZoneInfo("UTC")).end is None
+
+
+@pytest.mark.parametrize("window", [*CALENDAR_WINDOWS, LIFETIME])
+def test_other_windows_are_named_as_they_are_and_do_not_roll(window: str) -> None:
+    assert check_window(window) == window
+    assert rolling(window) is None
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["", "week", "Month", "rolling", "rolling:", "rolling:h", "rolling:0h", "rolling:8761h",
+     "rolling:-1h", "rolling:1.5h", "rolling:24", "rolling:24d", "rolling:24hh", "rolling:99999h"],
+)  # fmt: skip
+def test_a_window_that_there_is_not_is_refused_with_those_that_there_are(written: str) -> None:
+    with pytest.raises(InvalidWindow, match="hour, day, month, lifetime, or rolling"):
+        check_window(written)
+
+
+def test_windows_are_looked_at_from_the_shortest_on() -> None:
+    named = ["lifetime", "month", "rolling:8760h", "rolling:2h", "day", "hour", "rolling:25h"]
+    assert sorted(named, key=window_order) == [
+        "hour",
+        "rolling:2h",
+        "day",
+        "rolling:25h",
+        "month",
+        "rolling:8760h",
+        "lifetime",
+    ]
+
+
+def test_a_calendar_knows_those_of_other_zones() -> None:
+    calendar = Calendar(ZoneInfo("UTC"))
+    assert calendar.of(None) is calendar
+    assert calendar.of("UTC") is calendar
+    taipei = calendar.of("Asia/Taipei")
+    assert taipei is calendar.of("Asia/Taipei")
+    assert taipei.zone == ZoneInfo("Asia/Taipei")
+
+
 def test_a_period_holds_its_start_and_not_its_end() -> None:
     period = Period(at("2026-01-01T00:00+00:00"), at("2026-02-01T00:00+00:00"))
     assert not period.holds(at("2025-12-31T23:59:59.999999+00:00"))
@@ -139,7 +205,7 @@ def test_periods_neither_overlap_nor_leave_gaps(
     assert before.end == period.start
 
 
-@pytest.mark.parametrize("window", (*CALENDAR_WINDOWS, LIFETIME))
+@pytest.mark.parametrize("window", [*CALENDAR_WINDOWS, LIFETIME])
 def test_a_calendar_says_what_the_zone_says_in_any_order(window: Window) -> None:
     zone = ZoneInfo("America/New_York")
     calendar = Calendar(zone)

@@ -29,6 +29,12 @@ SHRINKING_S = 600
 class System(Protocol):
     """A ledger that the machine can drive."""
 
+    rolls: bool
+    """Whether its windows roll by the machine's clock."""
+
+    def at(self, now: datetime) -> None:
+        """Let it be now."""
+
     def reset(self) -> None:
         """Forget everything."""
 
@@ -77,9 +83,10 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @initialize(data=st.data())
     def some_limits_are_there(self, data: st.DataObject) -> None:
-        for owner, meter in data.draw(
-            st.lists(st.tuples(strategies.owners, strategies.meters), max_size=6)
-        ):
+        owners = st.sampled_from([*strategies.OWNERS, strategies.ROLLING])
+        for owner, meter in data.draw(st.lists(st.tuples(owners, strategies.meters), max_size=6)):
+            if owner == strategies.ROLLING and not self.system.rolls:
+                continue
             self.limit(owner, meter, data.draw(strategies.amounts))
 
     @rule(data=st.data())
@@ -164,10 +171,18 @@ class LedgerMachine(RuleBasedStateMachine):
     def limit(self, owner: strategies.Owner, meter: Meter, amount: int | None) -> None:
         """A limit is set, raised, lowered or taken away."""
         [key] = strategies.keys_of((owner,), self.calendar, self.now)
+        self.model.keys[key.id] = key
+        self.model.now = self.now
+        self.system.at(self.now)
         self.system.set_limit(key, meter, amount)
         self.model.set_limit(key, meter, amount)
 
-    @rule(minutes=st.sampled_from([1, 10, 60 * 24]))
+    @precondition(lambda self: self.system.rolls)
+    @rule(meter=strategies.meters, amount=strategies.amounts)
+    def limit_what_rolls(self, meter: Meter, amount: int | None) -> None:
+        self.limit(strategies.ROLLING, meter, amount)
+
+    @rule(minutes=st.sampled_from([1, 10, 59, 60 * 24]))
     def wait(self, minutes: int) -> None:
         self.now += timedelta(minutes=minutes)
 
@@ -229,6 +244,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def do(self, *operations: Operation) -> None:
         """Do it to both, and compare what they answer."""
+        self.model.now = self.now
+        self.system.at(self.now)
         if operations:
             answers = self.system.run(list(operations))
             assert answers == [self.model.apply(operation) for operation in operations]
@@ -237,7 +254,8 @@ class LedgerMachine(RuleBasedStateMachine):
         return data.draw(st.sampled_from(list(self.model.holds)))
 
     def a_call(self, data: st.DataObject) -> tuple[CallFacts, tuple[AccountKey, ...]]:
-        path = strategies.keys_of(data.draw(strategies.paths), self.calendar, self.now)
+        paths = strategies.ROLLING_PATHS if self.system.rolls else strategies.PATHS
+        path = strategies.keys_of(data.draw(st.sampled_from(paths)), self.calendar, self.now)
         self.count += 1
         id = strategies.call_id(self.now, self.count)
         ids = tuple(key.id for key in path)

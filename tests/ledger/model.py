@@ -24,7 +24,8 @@ from app.core.ledger import (
     Settlement,
 )
 from app.core.refusals import Outcome, Reason, Refusal, Shortfall
-from app.core.windows import Window
+from app.core.windows import EPOCH, Window, rolling
+from tests.core.dict_store import admitted
 
 
 class Reserve(msgspec.Struct, frozen=True):
@@ -124,6 +125,7 @@ class Model:
     """What must be in the books."""
 
     def __init__(self) -> None:
+        self.now = EPOCH
         self.keys: dict[str, AccountKey] = {}
         self.limits: dict[tuple[str, Meter, Window], LimitRow] = {}
         self.holds: dict[str, HoldRow] = {}
@@ -136,8 +138,13 @@ class Model:
 
     def used(self, account_id: str, meter: Meter) -> int:
         """Sum what the calls of an account have used, corrections included."""
-        rows = [*self.calls.values(), *self.adjustments.values()]
-        return sum(_worth(row, meter) for row in rows if account_id in row.account_ids)
+        length = rolling(self.keys[account_id].window)
+        since = EPOCH if length is None else self.now - length
+        return sum(
+            _worth(row, meter)
+            for row in [*self.calls.values(), *self.adjustments.values()]
+            if account_id in row.account_ids and admitted(row.call_id) >= since
+        )
 
     def held(self, account_id: str, meter: Meter) -> int:
         """Sum what the calls in flight of an account hold."""
@@ -320,7 +327,9 @@ class Model:
             reason = Reason.RESERVED
         else:
             reason = Reason.TOKENS_EXCEEDED if meter == "tokens" else Reason.COST_EXCEEDED
-            if (meter, key.owner, key.window) == ("tokens", "key", "lifetime"):
+            if key.owner == "chat":
+                reason = Reason.CHAT_EXCEEDED
+            elif (meter, key.owner, key.window) == ("tokens", "key", "lifetime"):
                 reason = Reason.BUDGET_EXCEEDED
         return Refusal(
             reason,

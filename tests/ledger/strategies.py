@@ -25,6 +25,8 @@ ABOVE = _owner("pool", 4, "month")
 BUDGET = _owner("key", 5, "lifetime")
 DAILY = _owner("key", 5, "day")
 CHAT = _owner("chat", 6, "lifetime")
+ROLLING = _owner("key", 5, "rolling:2h")
+"""Where the clock is the machine's own: PostgreSQL looks at its own."""
 
 OWNERS: list[Owner] = [TEAM, SOLO, POOL, ABOVE, BUDGET, DAILY, CHAT]
 
@@ -37,6 +39,8 @@ PATHS: list[tuple[Owner, ...]] = [
     (CHAT, BUDGET, DAILY, TEAM),
 ]
 """In precedence order, as admission puts them together."""
+
+ROLLING_PATHS = [*PATHS, (ROLLING, TEAM), (CHAT, ROLLING, BUDGET, SOLO, POOL)]
 
 TOKENS_MAX = 5_000
 NANO_MAX = 5_000
@@ -53,7 +57,6 @@ def call_id(at: datetime, number: int) -> str:
 
 
 owners = st.sampled_from(OWNERS)
-paths = st.sampled_from(PATHS)
 meters: st.SearchStrategy[Meter] = st.sampled_from(["tokens", "usd"])
 
 amounts = st.none() | st.just(0) | st.integers(0, 100) | st.integers(1, 4 * TOKENS_MAX)

@@ -1,9 +1,12 @@
 """The state machine on `core.ledger.Books`, with dicts for tables."""
 
-import pytest
-from hypothesis.stateful import run_state_machine_as_test
+from datetime import datetime
 
-from app.core.ledger import AccountKey, Actual, Meter
+import pytest
+from hypothesis.stateful import invariant, run_state_machine_as_test
+
+from app.core.ledger import METERS, AccountKey, Actual, Meter
+from app.core.windows import EPOCH
 from tests.core.dict_store import DictStore
 from tests.ledger.machine import SHRINKING_S, SOAK, LedgerMachine, bounded
 from tests.ledger.model import (
@@ -22,6 +25,12 @@ from tests.ledger.model import (
 
 class CoreSystem:
     """`Books` over dicts, one batch in one transaction."""
+
+    rolls = True
+    now = EPOCH
+
+    def at(self, now: datetime) -> None:
+        self.now = now
 
     def reset(self) -> None:
         self.store = DictStore()
@@ -45,7 +54,7 @@ class CoreSystem:
                     calls.append(call_id)
                     accounts += account_ids
         results: list[Result] = []
-        with self.store.transaction(accounts, calls) as books:
+        with self.store.transaction(accounts, calls, self.now) as books:
             for operation in operations:
                 match operation:
                     case Reserve(facts, demand, checkpoint):
@@ -100,5 +109,13 @@ class CoreSystem:
 def test_the_ledger_on_dicts_is_the_model() -> None:
     class CoreMachine(LedgerMachine):
         system = CoreSystem()
+
+        @invariant()
+        def every_window_has_used_what_the_model_says(self) -> None:
+            store, self.model.now = self.system.store, self.now
+            with store.transaction(store.accounts, [], self.now) as books:
+                for id, account in books.accounts.items():
+                    for meter in METERS:
+                        assert account.used(meter) == self.model.used(id, meter), store.keys[id]
 
     run_state_machine_as_test(CoreMachine, settings=bounded(examples=300, steps=40))

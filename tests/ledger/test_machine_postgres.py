@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -66,6 +67,11 @@ _decode = msgspec.json.Decoder(Actual | None).decode
 
 class PostgresSystem:
     """A `Ledger` on an event loop of its own, and a second connection to look over its shoulder."""
+
+    rolls = False
+
+    def at(self, now: datetime) -> None:
+        """Its clock is the server's."""
 
     def __init__(self, dsn: str, directory: Path) -> None:
         self.dsn = dsn
