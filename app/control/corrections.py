@@ -82,6 +82,7 @@ async def add_adjustment(
             [entry],
             accounts,
             at=change.at,
+            day=desk.deps.calendar.period("day", change.at),
             actor=desk.author.actor,
             note=reason,
         )
@@ -345,6 +346,7 @@ async def _reprice(desk: Desk, model: str, calls: Sequence[BookedCall], reason: 
             entries,
             accounts,
             at=change.at,
+            day=desk.deps.calendar.period("day", change.at),
             actor=desk.author.actor,
             note=reason,
         )

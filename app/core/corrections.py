@@ -1,7 +1,8 @@
 """Corrections: what may be booked beside a call, and what a call should have cost.
 
-Owns the bounds of a correction by hand, and the decision what is due when a booked call is priced
-again. Owns no rows: the store brings accounts, calls and prices, and books what comes out.
+Owns the bounds of a correction by hand, what is to be told of one, and the decision what is due
+when a booked call is priced again. Owns no rows: the store brings accounts, calls and prices, and
+books what comes out.
 
 Invariants:
 
@@ -11,16 +12,18 @@ Invariants:
   due. A call is priced again only if its booked usage is known to be what it cost.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Literal
 
 import msgspec
 
-from app.core.ledger import REALTIME, Meter, RollingAccount
+from app.core.alerts import Cause, Movement, Rule, crossings, exhausted_event, threshold_event
+from app.core.ledger import METERS, REALTIME, AccountKey, Meter, RollingAccount, Told
 from app.core.metering import TOKEN_UNITS, Usage
 from app.core.money import AMOUNT_NANO_MAX, AMOUNT_TOKENS_MAX
 from app.core.pricing import Price, price_at
+from app.core.windows import Period, rolling
 
 HEARD = frozenset({"input_audio_token", "cached_input_audio_token"})
 """What seconds of audio are another measure of."""
@@ -47,6 +50,39 @@ def bounds(accounts: Iterable[tuple[RollingAccount, bool]], meter: Meter) -> tup
         # What is added counts as overrun, too, which is never taken back.
         most = min(most, _MOST[meter] - max(all_used, overrun))
     return min(0, least), max(0, most)
+
+
+def told(
+    key: AccountKey,
+    before: RollingAccount,
+    after: RollingAccount,
+    limits: Mapping[Meter, int],
+    rules: Sequence[Rule],
+    day: Period,
+    at: datetime,
+) -> list[Told]:
+    """Return what is to be told of a correction of one account: what it crosses, no call will.
+
+    `limits` and `rules` are those of the owner; `day` is the billing day that it is.
+    """
+    # It has no periods: whoever is told of it is told once a day.
+    period = Period(key.start, key.end) if rolling(key.window) is None else day
+    cause = Cause(
+        key.owner_id if key.owner == "key" else None,
+        key.owner_id if key.owner == "allocation" else None,
+    )
+    news: list[Told] = []
+    for meter in METERS:
+        was, now, limit = before.used(meter), after.used(meter), limits.get(meter)
+        movement = Movement(key.owner_id, meter, key.window, period, was, now, limit)
+        news += [
+            Told(threshold_event(crossing, cause, at), crossing.rule_id)
+            for crossing in crossings(rules, movement)
+        ]
+        exhausted = exhausted_event(movement, cause, at) if key.owner == "allocation" else None
+        if exhausted is not None:
+            news.append(Told(exhausted))
+    return news
 
 
 class Priced(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@ Invariants:
 
 - Accounts are locked in the order of their ids, before anything that a decision rests on is read;
   and an adjustment is booked in the transaction that moves its accounts by just as much.
+- A threshold that is crossed is told of in the same transaction.
 - What is added is recorded as overrun, too: a limit that is passed by it was not passed by a call.
 - Calls are only ever read.
 """
@@ -31,13 +32,14 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from app.core.corrections import Priced
-from app.core.ledger import AccountKey, RollingAccount, account_key
+from app.core.alerts import Rule
+from app.core.corrections import Priced, told
+from app.core.ledger import AccountKey, Meter, RollingAccount, account_key
 from app.core.metering import Quantity
 from app.core.money import nano_to_usd
 from app.core.pricing import Price, make_price
-from app.core.windows import Calendar, Window
-from app.store import schema
+from app.core.windows import Calendar, Period, Window
+from app.store import journal, schema
 from app.store.catalogue import AllocationRecord
 from app.store.database import Connection
 from app.store.directory import read_rates
@@ -334,6 +336,7 @@ async def book(
     accounts: Mapping[str, RollingAccount],
     *,
     at: datetime,
+    day: Period,
     actor: str,
     note: str,
 ) -> dict[str, RollingAccount]:
@@ -383,4 +386,66 @@ async def book(
                 for account in moved.values()
             ],
         )
+    await _tell(connection, accounts, moved, day, at)
     return moved
+
+
+async def _tell(
+    connection: Connection,
+    before: Mapping[str, RollingAccount],
+    after: Mapping[str, RollingAccount],
+    day: Period,
+    at: datetime,
+) -> None:
+    """Write into the outbox what is to be told of accounts that were moved."""
+    accounts, limits, rules = schema.accounts, schema.limits, schema.alert_rules
+    rows = await connection.execute(
+        select(
+            *(accounts.c[name] for name in ("id", "owner", "owner_id")),
+            accounts.c.window_kind.label("window"),
+            accounts.c.period_start.label("start"),
+            accounts.c.period_end.label("end"),
+        ).where(accounts.c.id.in_(list(after)))
+    )
+    keys = [AccountKey(**row) for row in rows.mappings()]
+    owners = {key.owner_id for key in keys}
+    enabled = await connection.execute(
+        select(
+            *(rules.c[name] for name in ("id", "owner_id", "meter", "threshold", "percent")),
+            rules.c.window_kind.label("window"),
+        ).where(rules.c.owner_id.in_(owners), rules.c.enabled)
+    )
+    asked: dict[str, list[Rule]] = {}
+    for row in enabled.mappings():
+        asked.setdefault(row["owner_id"], []).append(Rule(**row))
+    standing: dict[tuple[str, Window], dict[Meter, int]] = {}
+    for owner_id, window, meter, amount in await connection.execute(
+        select(limits.c.owner_id, limits.c.window_kind, limits.c.meter, amount_at(at)).where(
+            limits.c.owner_id.in_(owners), limits.c.amount.is_not(None)
+        )
+    ):
+        standing.setdefault((owner_id, window), {})[meter] = int(amount)
+    for key in keys:
+        of_owner = standing.get((key.owner_id, key.window), {})
+        news = told(
+            key, before[key.id], after[key.id], of_owner, asked.get(key.owner_id, []), day, at
+        )
+        for one in news:
+            await journal.announce(connection, one.event, one.rule_id)
+
+
+def amount_at(at: datetime) -> ColumnElement[int]:
+    """Return the amount of a limit with the top-ups of it that hold at an instant."""
+    limits, top_ups = schema.limits, schema.top_ups
+    extra = (
+        select(func.coalesce(func.sum(top_ups.c.amount), 0))
+        .where(
+            top_ups.c.owner_id == limits.c.owner_id,
+            top_ups.c.meter == limits.c.meter,
+            top_ups.c.window_kind == limits.c.window_kind,
+            top_ups.c.starts_at <= at,
+            top_ups.c.expires_at > at,
+        )
+        .scalar_subquery()
+    )
+    return limits.c.amount + extra

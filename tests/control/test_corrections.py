@@ -15,6 +15,7 @@ from app.core.ledger import account_key
 from app.core.windows import Calendar
 from app.ids import uuid7
 from app.store import corrections
+from app.store.rolling import slid_out
 from tests.control.books import USD, Books, books_of
 
 MONTH = datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
@@ -300,6 +301,53 @@ async def test_what_has_slid_out_of_a_rolling_window_is_corrected_where_it_went(
     assert books.used(tenant.key["id"], "rolling:2h") == [(3, Decimal(3))]
 
 
+async def test_what_a_correction_crosses_is_told_once_as_of_the_topped_up_limit(
+    plane: Any, books: Books
+) -> None:
+    tenant = await plane.tenant("m1", quota_cost_usd_per_month=2)
+    of = tenant.allocation["id"]
+    destination, rules = uuid7(), {"half": uuid7(), "full": uuid7(), "off": uuid7()}
+    plane.sql(
+        "INSERT INTO destinations (id, name, kind, address) VALUES (%s, 'x', 'email', 'a@b.c')",
+        destination,
+    )
+    for name, threshold in (("half", 5000), ("full", 10_000), ("off", 100)):
+        plane.sql(
+            "INSERT INTO alert_rules (id, destination_id, owner, owner_id, meter, window_kind,"
+            " threshold, percent, enabled) VALUES (%s, %s, 'allocation', %s, 'usd', 'month', %s,"
+            " true, %s)",
+            rules[name],
+            destination,
+            of,
+            threshold,
+            name != "off",
+        )
+    plane.sql(
+        "INSERT INTO top_ups (id, owner_id, meter, amount, starts_at, expires_at, reason, actor)"
+        " VALUES (%s, %s, 'usd', %s, now(), now() + interval '1 hour', 'x', 'x')",
+        uuid7(),
+        of,
+        2 * USD,
+    )
+
+    def events() -> list[Any]:
+        return plane.sql("SELECT kind, rule_id::text, body::jsonb FROM events ORDER BY 1, 2")
+
+    await adjust(plane, "usd", "1.99", allocation_id=of)
+    assert events() == []
+    await adjust(plane, "usd", "0.01", allocation_id=of)
+    [(kind, rule, body)] = events()
+    assert (kind, rule) == ("cost_threshold_crossed", rules["half"])
+    assert (body["total_cost_usd"], body["limit"], body["threshold"]) == ("2.00", "4.00", "2.00")
+    assert (body["allocation_id"], body["key_id"]) == (of, None)
+    await adjust(plane, "usd", "-1", allocation_id=of)
+    await adjust(plane, "usd", "5", allocation_id=of)
+    assert [(kind, rule) for kind, rule, _ in events()] == [
+        ("allocation_exhausted", None),
+        *(("cost_threshold_crossed", rule) for rule in sorted((rules["half"], rules["full"]))),
+    ]
+
+
 # Pricing again
 
 
@@ -384,6 +432,36 @@ async def test_a_wrong_price_is_made_good_in_the_month_and_windows_the_calls_are
     assert books.used(tenant.key["id"], "lifetime") == [(4, Decimal(6))]
     until = {"to": last.date().isoformat()} | everything
     assert (await reprice(plane, "m1", **until))["calls"] == 0
+
+
+async def test_a_rolling_window_that_was_opened_after_the_calls_slides_by_what_was_corrected(
+    plane: Any, books: Books
+) -> None:
+    tenant = await plane.tenant("m1")
+    await books.spend(tenant, TWO, None, at=ago(minutes=59))
+    body = {"limits": [{"meter": "usd", "window": "rolling:1h", "amount": 50}]}
+    await plane.ok("PATCH", f"/admin/keys/{tenant.key['id']}", body)
+    await books.price("m1", at=ago(hours=2), input_token="1")
+    everything = {"from": ago(days=1).isoformat(), "dry_run": False}
+    assert (await reprice(plane, "m1", **everything))["difference_usd"] == "2.00"
+    assert books.used(tenant.key["id"], "rolling:1h") == [(2, Decimal(2))]
+    card = await plane.ok("GET", f"/admin/allocations/{tenant.allocation['id']}")
+    assert card["unpriced_calls_this_month"] == 0
+    shown = await plane.ok("GET", f"/admin/adjustments?allocation_id={tenant.allocation['id']}")
+    assert sorted((one["cost_usd"], one["unpriced_calls"]) for one in shown["items"]) == [
+        ("0.00", -1),
+        ("2.00", 0),
+    ]
+    usage = (await plane.ok("GET", f"/admin/usage?from={ago(days=1).date()}"))["items"]
+    assert [(row["cost_usd"], row["unpriced_calls"]) for row in usage] == [("2.00", 0)]
+    # As if an hour had passed: the call is of an hour before, and so is what was booked for it.
+    plane.sql(
+        "UPDATE accounts SET slid_to = slid_to - interval '1 hour' WHERE window_kind = 'rolling:1h'"
+    )
+    plane.sql("UPDATE accounts SET window_kind = 'rolling:0h' WHERE window_kind = 'rolling:1h'")
+    [(id,)] = plane.sql("SELECT id::text FROM accounts WHERE window_kind = 'rolling:0h'")
+    async with plane.deps.database.snapshot() as connection:
+        assert await slid_out(connection, [id]) == {id: (2, 2 * USD)}
 
 
 async def test_calls_whose_usage_is_not_known_are_told_of_and_left(

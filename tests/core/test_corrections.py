@@ -1,4 +1,4 @@
-"""Corrections: how much may be corrected, and what is due when a call is priced again."""
+"""Corrections: how much may be corrected, what they tell, and what a call priced again is due."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ from decimal import Decimal
 
 import pytest
 
-from app.core.corrections import Due, Priced, Undue, bounds, reprice
-from app.core.ledger import Meter, RollingAccount
+from app.core.alerts import (
+    AllocationExhausted,
+    CostThresholdCrossed,
+    Rule,
+    TokenThresholdCrossed,
+)
+from app.core.corrections import Due, Priced, Undue, bounds, reprice, told
+from app.core.ledger import AccountKey, Meter, OwnerKind, RollingAccount, Told
 from app.core.money import AMOUNT_NANO_MAX, AMOUNT_TOKENS_MAX
 from app.core.pricing import Price, Rate, make_price
+from app.core.windows import Period, Window
 
 AT = datetime(2026, 3, 10, tzinfo=UTC)
 TOP = AMOUNT_NANO_MAX
@@ -46,6 +53,65 @@ def test_a_correction_stays_within_what_the_accounts_take(
     accounts: list[tuple[RollingAccount, bool]], meter: Meter, least: int, most: int
 ) -> None:
     assert bounds(accounts, meter) == (least, most)
+
+
+# What there is to tell
+
+JANUARY = Period(datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC))
+TODAY = Period(AT, AT + timedelta(days=1))
+
+
+def moved(owner: OwnerKind, window: Window, was: int, now: int, **limits: int) -> list[Told]:
+    key = AccountKey("a", owner, owner, window, JANUARY.start, JANUARY.end)
+    rules = [
+        Rule("ten", owner, "usd", window, 10),
+        Rule("half", owner, "tokens", window, 5000, percent=True),
+        Rule("hourly", owner, "usd", "hour", 10),
+    ]
+    before, after = RollingAccount("a", was, was), RollingAccount("a", now, now)
+    return told(key, before, after, limits, rules, TODAY, AT)  # type: ignore[arg-type]
+
+
+TOLD: list[tuple[str, OwnerKind, Window, int, int, dict[str, int], list[str | None]]] = [
+    # What is shown, the account, used before and after, its limits -> whose rules are told
+    ("a threshold that is crossed is told of", "key", "day", 9, 10, {}, ["ten"]),
+    ("one that was crossed is not", "key", "day", 10, 11, {}, []),
+    ("nor one that is not reached", "key", "day", 1, 9, {}, []),
+    ("nor one that is left", "key", "day", 11, 5, {}, []),
+    ("nor that of another window", "key", "month", 1, 9, {"usd": 9}, []),
+    ("a part of a limit is a threshold", "key", "day", 1, 9, {"tokens": 18}, ["half"]),
+    ("an allocation may be used up", "allocation", "month", 1, 9, {"usd": 9}, [None]),
+    ("in each meter", "allocation", "month", 1, 30, {"usd": 30, "tokens": 30},
+     ["half", None, "ten", None]),
+    ("a rolling window is told of by the day", "key", "rolling:2h", 1, 10, {}, ["ten"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("owner", "window", "was", "now", "limits", "rules"),
+    [row[1:] for row in TOLD],
+    ids=[row[0] for row in TOLD],
+)
+def test_what_a_correction_crosses_is_told(
+    owner: OwnerKind,
+    window: Window,
+    was: int,
+    now: int,
+    limits: dict[str, int],
+    rules: list[str | None],
+) -> None:
+    found = moved(owner, window, was, now, **limits)
+    assert [one.rule_id for one in found] == rules
+    for one in found:
+        body = one.event.body
+        assert isinstance(body, TokenThresholdCrossed | CostThresholdCrossed | AllocationExhausted)
+        assert body.timestamp == AT
+        if not isinstance(body, AllocationExhausted):
+            assert (body.key_id, body.allocation_id) == (
+                owner if owner == "key" else None,
+                owner if owner == "allocation" else None,
+            )
+            assert body.period == (AT if window == "rolling:2h" else JANUARY.start)
 
 
 # Priced again
