@@ -13,7 +13,7 @@ from typing import Literal
 from zoneinfo import ZoneInfo
 
 import msgspec
-from sqlalchemy import ColumnElement, func, select, true, union_all
+from sqlalchemy import Subquery, func, select, true, union_all
 
 from app.core.ledger import METERS, Meter
 from app.core.money import nano_to_usd
@@ -66,60 +66,86 @@ def projection(
     )
 
 
+Paced = Literal["allocation", "key", "pool"]
+
+
 async def paces(
-    connection: Connection,
-    owner: Literal["allocation", "key"],
-    owner_ids: Sequence[str],
-    at: datetime,
+    connection: Connection, owner: Paced, owner_ids: Sequence[str], at: datetime
 ) -> dict[tuple[str, Meter], Pace]:
-    """Return how fast each of these owners uses each meter."""
+    """Return how fast each of these owners, if it was ever called, uses each meter.
+
+    The calls of a pool are those of the allocations that are in it, or below it, now.
+    """
     if not owner_ids:
         return {}
     calls, late = schema.calls, schema.adjustments
-    owners = schema.allocations if owner == "allocation" else schema.keys
-    of = calls.c[f"{owner}_id"]
+    sources = _sources(owner, owner_ids)
+    of = calls.c.key_id if owner == "key" else calls.c.allocation_id
     day, week = func.uuid7_floor(_whole(at - DAY)), func.uuid7_floor(_whole(at - WEEK))
     first = (
         select(calls.c.started_at)
-        .where(of == owners.c.id)
+        .where(of == sources.c.source)
         .order_by(calls.c.id)
         .limit(1)
-        .correlate(owners)
+        .correlate(sources)
         .lateral("first")
     )
-    lately = [of == owners.c.id, calls.c.id >= week]
+    lately = [of == sources.c.source, calls.c.id >= week]
     parts = [
         select(calls.c.id, calls.c.tokens, calls.c.cost_nano.label("usd")).where(*lately),
         select(calls.c.id, late.c.tokens, late.c.nano)
         .join_from(calls, late, late.c.call_id == calls.c.id)
         .where(*lately),
     ]
-    if owner == "allocation":
-        made = [late.c.allocation_id == owners.c.id, late.c.call_id.is_(None), late.c.id >= week]
-        parts.append(select(late.c.id, late.c.tokens, late.c.nano).where(*made))
-    used = union_all(*(part.correlate(owners) for part in parts)).lateral("used")
-
-    def total(name: str, *since: ColumnElement[bool]) -> ColumnElement[int]:
-        summed = func.sum(used.c[name])
-        return func.coalesce(summed.filter(*since) if since else summed, 0)
-
+    if owner != "key":
+        made = [late.c.allocation_id == sources.c.source, late.c.call_id.is_(None)]
+        parts.append(select(late.c.id, late.c.tokens, late.c.nano).where(*made, late.c.id >= week))
+    used = union_all(*(part.correlate(sources) for part in parts)).lateral("used")
     totals = select(
-        *(total(meter, used.c.id >= day).label(f"{meter}_day") for meter in METERS),
-        *(total(meter).label(f"{meter}_week") for meter in METERS),
+        *(
+            func.sum(used.c[meter]).filter(used.c.id >= day).label(f"{meter}_day")
+            for meter in METERS
+        ),
+        *(func.sum(used.c[meter]).label(f"{meter}_week") for meter in METERS),
     ).lateral("totals")
     rows = await connection.execute(
-        select(owners.c.id, first.c.started_at, *totals.c)
-        .join_from(owners, first, true())
+        select(
+            sources.c.owner,
+            func.min(first.c.started_at).label("since"),
+            *(func.coalesce(func.sum(total), 0).label(total.name) for total in totals.c),
+        )
+        .join_from(sources, first, true())
         .join(totals, true())
-        .where(owners.c.id.in_(set(owner_ids)))
+        .group_by(sources.c.owner)
     )
     return {
-        (row["id"], meter): Pace(
-            row["started_at"], int(row[f"{meter}_day"]), int(row[f"{meter}_week"])
+        (row["owner"], meter): Pace(
+            row["since"], int(row[f"{meter}_day"]), int(row[f"{meter}_week"])
         )
         for row in rows.mappings()
         for meter in METERS
     }
+
+
+def _sources(owner: Paced, owner_ids: Sequence[str]) -> Subquery:
+    """Return by whose calls each owner is paced: by its own, or a pool by its allocations'."""
+    allocations, pools = schema.allocations, schema.pools
+    if owner != "pool":
+        table = allocations if owner == "allocation" else schema.keys
+        ids = table.c.id
+        named = select(ids.label("owner"), ids.label("source")).where(ids.in_(set(owner_ids)))
+        return named.subquery("sources")
+    roots = select(pools.c.id.label("owner"), pools.c.id).where(pools.c.id.in_(set(owner_ids)))
+    above = roots.cte("above", recursive=True)
+    below = select(above.c.owner, pools.c.id).join_from(
+        above, pools, pools.c.parent_id == above.c.id
+    )
+    within = above.union(below)
+    return (
+        select(within.c.owner, allocations.c.id.label("source"))
+        .join_from(within, allocations, allocations.c.pool_id == within.c.id)
+        .subquery("sources")
+    )
 
 
 def _whole(at: datetime) -> datetime:

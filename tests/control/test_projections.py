@@ -74,6 +74,32 @@ async def test_the_pace_of_an_owner_is_that_of_its_calls_and_their_corrections(
         assert await paces(connection, "key", [], datetime.now(UTC)) == {}
 
 
+async def test_the_pace_of_a_pool_is_that_of_all_allocations_below_it(
+    plane: Any, books: Books
+) -> None:
+    top = books.pool()
+    team = books.pool(top)
+    tenants = [await plane.tenant("m1") for _ in range(4)]
+    for tenant, pool in zip(tenants, (top, team, team, books.pool()), strict=True):
+        books.join(tenant, pool)
+    price = await books.price("m1", input_token="1")
+    for n, tenant in enumerate(tenants):
+        at = ago(days=n)
+        await books.spend(tenant, {"input_token": 10**n}, 10**n * USD, at=at, price_id=price)
+    body = {"meter": "usd", "reason": "x", "amount": "0.5"}
+    body["allocation_id"] = tenants[2].allocation["id"]
+    await plane.ok("POST", "/admin/adjustments", body)
+    async with plane.deps.database.snapshot() as connection:
+        known = await paces(connection, "pool", [top, team], datetime.now(UTC))
+    half = USD // 2
+    assert (known[top, "usd"].day, known[top, "usd"].week) == (USD + half, 111 * USD + half)
+    assert (known[team, "usd"].day, known[team, "usd"].week) == (half, 110 * USD + half)
+    assert known[team, "tokens"].week == 110
+    since = known[top, "usd"].since
+    assert since is not None
+    assert abs(since - ago(days=2)) < timedelta(minutes=1)
+
+
 async def test_a_cap_says_when_it_is_reached_wherever_it_is_shown(plane: Any, books: Books) -> None:
     tenant = await plane.tenant("m1", quota_cost_usd_per_month=1000)
     card = await plane.ok("GET", f"/admin/allocations/{tenant.allocation['id']}")
