@@ -238,6 +238,8 @@ class Booked(msgspec.Struct, frozen=True):
     tokens: int
     nano: int | None
     adjusted: bool = False
+    account_ids: tuple[str, ...] | None = None
+    """The accounts that it counts in, if it was booked by another transaction."""
 
 
 class Grant(msgspec.Struct, frozen=True):
@@ -501,6 +503,10 @@ class Books:
             return "duplicate"
         if settlement.outcome == "recovered":
             return "duplicate"
+        if booked.account_ids is not None:
+            # It may count in more accounts than it set out with: limits that were added meanwhile.
+            counted = msgspec.structs.replace(settlement.facts, account_ids=booked.account_ids)
+            settlement = msgspec.structs.replace(settlement, facts=counted)
         facts, actual = settlement.facts, settlement.actual
         tokens = actual.tokens - booked.tokens
         # An unknown cost on either side: the books keep what they have rather than guess.

@@ -105,7 +105,8 @@ FROM accounts WHERE id = ANY($1::uuid[])
 BOOKED_SQL = b"""
 SELECT c.id, c.outcome, c.tokens, c.cost_nano,
        EXISTS (SELECT FROM adjustments a
-               WHERE a.call_id = c.id AND a.reason = 'late_settlement')
+               WHERE a.call_id = c.id AND a.reason = 'late_settlement'),
+       array_to_string(c.account_ids, ',')
 FROM calls c WHERE c.id = ANY($1::uuid[])
 """
 
@@ -674,12 +675,12 @@ class Ledger:
             known = {wire.call_id for wire in ended}
             return [id for id in expected if id not in known] + careful
 
-        def wider(wires: Iterable[_HoldWire]) -> dict[str, tuple[str, ...]]:
-            # Holds that count in an account which is not locked.
+        def wider(rows: Iterable[_HoldWire | Booked]) -> dict[str, tuple[str, ...]]:
+            # Calls that count in an account which is not locked.
             return {
-                wire.call_id: wire.account_ids
-                for wire in wires
-                if any(id not in accounts for id in wire.account_ids)
+                row.call_id: row.account_ids
+                for row in rows
+                if row.account_ids and any(id not in accounts for id in row.account_ids)
             }
 
         def at_once(found: list[PGresult]) -> list[Command] | None:
@@ -707,6 +708,11 @@ class Ledger:
                 return
             [rows] = await pipe.run([(BOOKED_SQL, [_array(doubtful(ended))])])
             booked = [_booked(rows, row) for row in range(rows.ntuples)]
+            if widened := wider(booked):
+                await self._rollback()
+                self._widened |= widened
+                self._queue.extendleft(reversed(batch))
+                return
             await pipe.run(decide(found, [*ended, *kept], booked))
         self.batches += 1
         self.operations += len(batch)
@@ -1021,6 +1027,7 @@ def _booked(result: PGresult, row: int) -> Booked:
         int(_text(result, row, 2)),
         None if nano is None else int(nano),
         _text(result, row, 4) == "t",
+        tuple(_text(result, row, 5).split(",")) if _text(result, row, 5) else (),
     )
 
 

@@ -134,13 +134,38 @@ JOIN accounts a ON a.owner_id = l.owner_id AND a.window_kind = l.window_kind
     AND (a.period_end IS NULL OR a.period_end > l.set_at)
 CROSS JOIN LATERAL (
     SELECT greatest(l.amount, CASE WHEN l.baseline_account = a.id THEN l.baseline END) AS most,
-           CASE l.meter WHEN 'tokens' THEN a.used_tokens ELSE a.used_nano END::numeric AS used,
+           CASE l.meter WHEN 'tokens' THEN a.used_tokens - a.slid_tokens
+               ELSE a.used_nano - a.slid_nano END::numeric AS used,
            CASE l.meter WHEN 'tokens' THEN a.held_tokens ELSE a.held_nano END::numeric AS held,
            CASE l.meter WHEN 'tokens' THEN a.overrun_tokens ELSE a.overrun_nano END::numeric
                AS overrun
 ) AS v
 WHERE l.amount IS NOT NULL AND used + held > most + overrun
 ORDER BY a.id, l.meter LIMIT %(most)s
+"""
+# The calls of a key since its window began, whether they were charged to the account themselves or
+# came in when its limit was opened.
+ROLLED = """
+SELECT 'I1', a.id::text, 'used within the window', meter, expected::bigint, found
+FROM accounts a
+CROSS JOIN LATERAL (
+    SELECT coalesce(sum(tokens), 0) AS tokens, coalesce(sum(nano), 0) AS nano FROM (
+        SELECT c.tokens, c.cost_nano AS nano FROM calls c
+        WHERE c.key_id = a.owner_id AND c.id >= uuid7_floor(a.slid_to)
+        UNION ALL
+        SELECT late.tokens, late.nano FROM calls c JOIN adjustments late ON late.call_id = c.id
+        WHERE c.key_id = a.owner_id AND c.id >= uuid7_floor(a.slid_to)
+            AND (a.id = ANY(late.account_ids) OR late.created_at < a.opened_at)
+    ) AS parts
+) sums
+CROSS JOIN LATERAL (VALUES
+    ('tokens', sums.tokens, a.used_tokens - a.slid_tokens),
+    ('usd', sums.nano, a.used_nano - a.slid_nano)
+) AS v(meter, expected, found)
+WHERE a.slid_to IS NOT NULL AND found IS DISTINCT FROM expected
+    AND EXISTS (SELECT FROM limits l WHERE l.owner_id = a.owner_id
+        AND l.window_kind = a.window_kind AND (l.amount IS NOT NULL OR l.watched))
+ORDER BY 2, 4 LIMIT %(most)s
 """
 PRICELESS = """
 SELECT id::text, cost_nano FROM {calls}
@@ -233,7 +258,7 @@ class _Checks:
             self._say("I4", f"call {id}", "times booked", 1, count)
 
     async def _accounts(self) -> None:
-        for query in (USED, HELD):
+        for query in (USED, HELD, ROLLED):
             for invariant, id, what, meter, expected, found in await self._rows(query):
                 self._say(invariant, f"account {id}", what, _in(meter, expected), _in(meter, found))
         for id, owner, owner_id, meter, window, most, total in await self._rows(LIMITS):

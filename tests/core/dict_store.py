@@ -87,6 +87,7 @@ class DictStore:
                 self.calls[id].settlement.actual.tokens,
                 self.calls[id].settlement.actual.nano,
                 id in adjusted,
+                self.calls[id].settlement.facts.account_ids,
             )
             for id in asked & self.calls.keys()
         ]

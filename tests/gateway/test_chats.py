@@ -8,7 +8,19 @@ from typing import Any
 import pytest
 
 from app.simulator import RunningSimulator
-from tests.gateway.kit import DIME, KINDS, House, Server, Tenant, eventually, refused, served
+from tests.gateway.kit import (
+    DIME,
+    KINDS,
+    House,
+    Server,
+    Tenant,
+    eventually,
+    only_call,
+    refused,
+    served,
+    session,
+    transcriber,
+)
 
 
 def chat(tenant: Tenant, limit: Any = None, parent: str | None = None) -> Any:
@@ -216,3 +228,41 @@ def test_a_stream_is_cut_at_the_limit_of_its_chat(house: House, sim: RunningSimu
     eventually(lambda: shown(tenant, root["id"])["held_usd"] == "0.00")
     # A slice is reckoned at two bytes a token, so that it is cut a little early.
     assert 1 < float(shown(tenant, root["id"])["spent_usd"]) <= 3
+
+
+@pytest.mark.parametrize("how", ["chat", "chat_id", "header"])
+def test_a_session_names_its_chat_in_its_address_and_is_cut_at_its_limit(
+    house: House, how: str
+) -> None:
+    tenant = house.tenant(transcriber(house))
+    root = chat(tenant, "0.05")
+    child = chat(tenant, parent=root["id"])
+    query = f"intent=transcription&model={tenant.model}"
+    headers = {"authorization": f"Bearer {tenant.secret}"}
+    if how == "header":
+        headers |= within(child["id"])
+    else:
+        query += f"&{how}={child['id']}"
+    with session(tenant, query, headers=headers) as socket:
+        socket.until("session.created")
+        socket.flood(0.5, frames=40)
+        socket.refused("chat_spend_limit_exceeded")
+        assert socket.closed == (1008, "cost_exceeded")
+    call = only_call(tenant)
+    assert (call["outcome"], call["close_reason"]) == ("cut_off", "cost_exceeded")
+    assert call["cost_usd"] == "0.05"
+    assert shown(tenant, root["id"])["spent_usd"] == "0.05"
+    with session(tenant, query, headers=headers) as socket:
+        error = socket.refused("chat_spend_limit_exceeded")
+    assert error["scope"] == "chat_lifetime"
+    assert tenant.calls()[-1]["outcome"] == "rejected_chat_limit_exceeded"
+
+
+def test_a_session_in_a_chat_of_someone_else_is_refused(house: House) -> None:
+    tenant, stranger = house.tenant(transcriber(house)), house.tenant(transcriber(house))
+    root = chat(tenant)
+    with session(
+        stranger, f"intent=transcription&model={stranger.model}&chat={root['id']}"
+    ) as socket:
+        socket.refused("not_found")
+    assert stranger.calls() == []

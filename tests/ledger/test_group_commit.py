@@ -9,14 +9,18 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
 from psycopg_pool import AsyncConnectionPool
 
-from app.core.ledger import NOTHING, Actual, Grant, OpenDemand, OwnerKind
+from app.core.ledger import NOTHING, Actual, Grant, OpenDemand, OwnerKind, account_key
 from app.core.refusals import Reason, Refusal
+from app.core.windows import Calendar
 from app.ids import uuid7
+from app.store.catalogue import set_limit
+from app.store.database import Database
 from app.store.ledger import Answer, Granted, Ledger, LedgerUnavailable, Settled, Stale, Standing
 from app.worker import Worker
 from tests.ledger.world import ALLOCATION, KEY, MEMBER, OTHER, POOL, USD, Call, Rows, running, until
@@ -873,3 +877,27 @@ async def test_a_connection_cut_while_a_spoilt_batch_is_sorted_out_loses_nothing
             "spooled",
         }
         await assert_all_booked(rows, {call.id: 7 for call in calls[1:]}, ledger)
+
+
+async def test_a_late_settlement_also_reaches_a_limit_that_was_added_meanwhile(
+    rows: Rows, ledger: Ledger
+) -> None:
+    """Recovered, a call counts in the account of a limit that it did not set out with."""
+    call = Call(tokens=10, nano=USD)
+    await call.reserve(ledger)
+    calendar = Calendar(ZoneInfo("UTC"))
+    day = account_key("key", KEY, "day", calendar.period("day", call.facts.started_at))
+    database = Database(rows.dsn)
+    try:
+        await database.transaction(
+            lambda connection: set_limit(
+                connection, day, "usd", 5 * USD, datetime.now(UTC), charged=call.path
+            )
+        )
+    finally:
+        await database.close()
+    assert await recovered(rows, ledger) == ("recovered", None, 10, USD, {}, 0)
+    await call.settle(ledger, 4, USD // 4)
+    used = "SELECT used_tokens, used_nano, held_nano FROM accounts ORDER BY window_kind"
+    assert await rows.all(used) == [(4, USD // 4, 0)] * 2
+    await rows.assert_sound()
