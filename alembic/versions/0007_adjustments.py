@@ -1,4 +1,4 @@
-"""Adjustments are listed in the order in which they were made: their ids tell it, as calls' do.
+"""Adjustments tell when they were made: by their ids, as calls do, and to the instant.
 
 Revision: 0007
 Follows: 0004
@@ -19,11 +19,15 @@ CREATE FUNCTION uuid7(at timestamptz) RETURNS uuid LANGUAGE sql VOLATILE STRICT 
         PLACING '7' FROM 15)::uuid
 $$;
 UPDATE adjustments SET id = uuid7(created_at);
-ALTER TABLE adjustments ALTER COLUMN id SET DEFAULT uuid7(now());
+-- Under the locks of the accounts that it moves: a transaction may have begun long before it had
+-- them, and what matters is whether an account was opened before or after.
+ALTER TABLE adjustments ALTER COLUMN id SET DEFAULT uuid7(clock_timestamp()),
+    ALTER COLUMN created_at SET DEFAULT clock_timestamp();
 """
 
 DOWNGRADE = """
-ALTER TABLE adjustments ALTER COLUMN id SET DEFAULT gen_random_uuid();
+ALTER TABLE adjustments ALTER COLUMN id SET DEFAULT gen_random_uuid(),
+    ALTER COLUMN created_at SET DEFAULT now();
 DROP FUNCTION uuid7(timestamptz);
 """
 

@@ -615,7 +615,7 @@ async def _open(
             )
         )
     values = {name: getattr(opened, name) for name in RollingAccount.__struct_fields__}
-    values["opened_at"] = func.now()
+    values["opened_at"] = func.clock_timestamp()
     accounts = schema.accounts
     await connection.execute(update(accounts).where(accounts.c.id == key.id).values(**values))
     return opened

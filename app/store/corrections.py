@@ -342,7 +342,7 @@ async def book(
 ) -> dict[str, RollingAccount]:
     """Book adjustments on accounts that are locked; return how those stand then."""
     moved: dict[str, RollingAccount] = {}
-    rows = []
+    rows: list[dict[str, object]] = []
     for entry in entries:
         for id in entry.account_ids:
             account = moved.get(id, accounts[id])
@@ -370,9 +370,11 @@ async def book(
                 "price_id": entry.price_id,
                 "actor": actor,
                 "note": note,
-                "created_at": at,
             }
         )
+        # That of a call is made now, under the locks; that of a month, in the month it is booked.
+        if entry.call_id is None:
+            rows[-1]["created_at"] = at
     if rows:
         await connection.execute(insert(schema.adjustments), rows)
     if moved:

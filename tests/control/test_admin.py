@@ -237,7 +237,8 @@ async def test_a_patch_of_an_allocation_changes_what_it_names_and_null_clears(pl
         "quota_tokens_per_month": None,
     }
     changed = await plane.ok("PATCH", path, patch)
-    assert changed == tenant.allocation | patch | {"state": "paused"}
+    expected = tenant.allocation | patch | {"state": "paused", "tokens_projection": None}
+    assert changed == expected
     assert changed["quota_cost_usd_per_month"] == "1.00"
     cleared = await plane.ok("PATCH", path, {"quota_cost_usd_per_month": None, "status": "active"})
     assert cleared["quota_cost_usd_per_month"] is None
