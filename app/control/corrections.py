@@ -8,7 +8,7 @@ event in the same transaction; calls are priced again in transactions of a few h
 ledger waits for none for long; a dry run says what the real one would book.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from uuid import UUID
@@ -36,6 +36,25 @@ from app.store.database import Connection
 def _reason(value: str) -> str:
     """Check the reason of a correction, which nobody is spared."""
     return wire.text("reason", " ".join(value.split()), most=1000)
+
+
+async def _book(
+    change: Change,
+    entries: Sequence[Entry],
+    before: Mapping[str, RollingAccount],
+    after: Mapping[str, RollingAccount],
+    reason: str,
+) -> None:
+    await corrections.book(
+        change.connection,
+        entries,
+        before,
+        after,
+        at=change.at,
+        day=change.desk.deps.calendar.period("day", change.at),
+        actor=change.desk.author.actor,
+        note=reason,
+    )
 
 
 # By hand
@@ -77,15 +96,7 @@ async def add_adjustment(
         _check_fits(entry, accounts, data.meter, amount)
         meter = "nano" if data.meter == "usd" else "tokens"
         entry = msgspec.structs.replace(entry, **{meter: amount})
-        await corrections.book(
-            connection,
-            [entry],
-            accounts,
-            at=change.at,
-            day=desk.deps.calendar.period("day", change.at),
-            actor=desk.author.actor,
-            note=reason,
-        )
+        await _book(change, [entry], accounts, corrections.moved([entry], accounts), reason)
         [booked] = await corrections.adjustments(
             connection,
             below=None,
@@ -341,17 +352,10 @@ async def _reprice(desk: Desk, model: str, calls: Sequence[BookedCall], reason: 
         entries = [entry for call, one in due for entry in _entries(change, call, opened, one)]
         if not due:
             return tally
-        moved = await corrections.book(
-            connection,
-            entries,
-            accounts,
-            at=change.at,
-            day=desk.deps.calendar.period("day", change.at),
-            actor=desk.author.actor,
-            note=reason,
-        )
+        moved = corrections.moved(entries, accounts)
         if any(max(one.used_nano, one.overrun_nano) > AMOUNT_NANO_MAX for one in moved.values()):
             raise invalid("model", "has calls that would cost more than the books take")
+        await _book(change, entries, accounts, moved, reason)
         await change.record(
             "calls_repriced",
             "model",
@@ -383,18 +387,12 @@ def _entries(
         nano=due.nano,
         price_id=due.price_id,
     )
-    if not later:
-        return [msgspec.structs.replace(entry, unpriced=due.unpriced)]
     if not due.unpriced:
         return [entry]
-    counted = msgspec.structs.replace(
-        entry,
-        id=uuid7(change.at),
-        account_ids=call.account_ids,
-        nano=0,
-        unpriced=due.unpriced,
-    )
-    return [entry, counted]
+    counted = msgspec.structs.replace(entry, account_ids=call.account_ids, unpriced=due.unpriced)
+    if not later or not due.nano:
+        return [counted]
+    return [entry, msgspec.structs.replace(counted, id=uuid7(change.at), nano=0)]
 
 
 def correction_router() -> Router:

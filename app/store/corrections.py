@@ -330,24 +330,16 @@ def has_slid(account: RollingAccount, call_id: str | None) -> bool:
 # Writing
 
 
-async def book(
-    connection: Connection,
-    entries: Sequence[Entry],
-    accounts: Mapping[str, RollingAccount],
-    *,
-    at: datetime,
-    day: Period,
-    actor: str,
-    note: str,
+def moved(
+    entries: Sequence[Entry], accounts: Mapping[str, RollingAccount]
 ) -> dict[str, RollingAccount]:
-    """Book adjustments on accounts that are locked; return how those stand then."""
-    moved: dict[str, RollingAccount] = {}
-    rows: list[dict[str, object]] = []
+    """Return how accounts stand once adjustments are booked on them."""
+    after: dict[str, RollingAccount] = {}
     for entry in entries:
         for id in entry.account_ids:
-            account = moved.get(id, accounts[id])
+            account = after.get(id, accounts[id])
             slid = has_slid(account, entry.call_id)
-            moved[id] = msgspec.structs.replace(
+            after[id] = msgspec.structs.replace(
                 account,
                 used_tokens=account.used_tokens + entry.tokens,
                 used_nano=account.used_nano + entry.nano,
@@ -357,6 +349,23 @@ async def book(
                 slid_tokens=account.slid_tokens + (entry.tokens if slid else 0),
                 slid_nano=account.slid_nano + (entry.nano if slid else 0),
             )
+    return after
+
+
+async def book(
+    connection: Connection,
+    entries: Sequence[Entry],
+    before: Mapping[str, RollingAccount],
+    after: Mapping[str, RollingAccount],
+    *,
+    at: datetime,
+    day: Period,
+    actor: str,
+    note: str,
+) -> None:
+    """Book adjustments, which bring accounts that are locked from `before` to `after`."""
+    rows: list[dict[str, object]] = []
+    for entry in entries:
         rows.append(
             {
                 "id": entry.id,
@@ -375,21 +384,18 @@ async def book(
         # That of a call is made now, under the locks; that of a month, in the month it is booked.
         if entry.call_id is None:
             rows[-1]["created_at"] = at
-    if rows:
-        await connection.execute(insert(schema.adjustments), rows)
-    if moved:
-        table = schema.accounts
-        names = [name for name in RollingAccount.__struct_fields__ if name != "id"]
-        changed = update(table).where(table.c.id == bindparam("account"))
-        await connection.execute(
-            changed.values({name: bindparam(f"new_{name}") for name in names}),
-            [
-                {"account": account.id, **{f"new_{n}": getattr(account, n) for n in names}}
-                for account in moved.values()
-            ],
-        )
-    await _tell(connection, accounts, moved, day, at)
-    return moved
+    await connection.execute(insert(schema.adjustments), rows)
+    table = schema.accounts
+    names = [name for name in RollingAccount.__struct_fields__ if name != "id"]
+    changed = update(table).where(table.c.id == bindparam("account"))
+    await connection.execute(
+        changed.values({name: bindparam(f"new_{name}") for name in names}),
+        [
+            {"account": account.id, **{f"new_{n}": getattr(account, n) for n in names}}
+            for account in after.values()
+        ],
+    )
+    await _tell(connection, before, after, day, at)
 
 
 async def _tell(

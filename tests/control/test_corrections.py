@@ -464,6 +464,19 @@ async def test_a_rolling_window_that_was_opened_after_the_calls_slides_by_what_w
         assert await slid_out(connection, [id]) == {id: (2, 2 * USD)}
 
 
+async def test_a_call_that_was_free_all_along_is_unpriced_no_more(plane: Any, books: Books) -> None:
+    tenant = await plane.tenant("m1")
+    id = await books.spend(tenant, TWO, None)
+    await books.price("m1", at=ago(hours=1), input_token="0")
+    for changed in (1, 0):
+        done = await reprice(plane, "m1", dry_run=False)
+        assert (done["calls_changed"], done["difference_usd"]) == (changed, "0.00")
+    [shown] = (await plane.ok("GET", f"/admin/adjustments?call_id={id}"))["items"]
+    assert (shown["cost_usd"], shown["unpriced_calls"]) == ("0.00", -1)
+    card = await plane.ok("GET", f"/admin/allocations/{tenant.allocation['id']}")
+    assert card["unpriced_calls_this_month"] == 0
+
+
 async def test_calls_whose_usage_is_not_known_are_told_of_and_left(
     plane: Any, books: Books
 ) -> None:
@@ -518,7 +531,7 @@ async def test_a_repricing_that_cannot_be_is_refused(plane: Any, books: Books) -
         sent = {"reason": "x"} | body
         answer = await plane.call("POST", "/admin/repricing", sent)
         assert answer.status_code == 422, body
-    for _ in range(2):
+    for _ in range(12):
         await books.spend(tenant, {"page": 9 * 10**11}, None)
     await books.price("m1", at=ago(hours=1), page="1000")
     answer = await plane.call(
