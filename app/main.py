@@ -25,6 +25,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 import app
 from app.control import CONTROL_EXCEPTION_HANDLERS, ControlDeps, control_router
+from app.control.browser import COOKIE, CSRF_HEADER, SECURE_COOKIE
 from app.core.ledger import Surroundings
 from app.core.preflight import Paths
 from app.core.windows import Calendar
@@ -32,6 +33,7 @@ from app.gateway.door import Door
 from app.gateway.exchange import Exchange
 from app.gateway.realtime import Sessions
 from app.gateway.upstream import Upstream
+from app.monthly import Monthly
 from app.settings import Settings, psycopg_dsn
 from app.store.answers import Answers
 from app.store.chats import Chats
@@ -110,7 +112,13 @@ class Gateway:
         )
         self.sessions = Sessions(self.exchange)
         self.door = Door(self.exchange, self.database, self.calendar)
-        self.worker = Worker(self.pool, self.ledger, reaper_period_s=settings.reaper_period_s)
+        self.monthly = Monthly(self.database, self.calendar, lambda: datetime.now(UTC))
+        self.worker = Worker(
+            self.pool,
+            self.ledger,
+            reaper_period_s=settings.reaper_period_s,
+            share_out=self.monthly.share_out,
+        )
 
     async def start(self) -> None:
         """Start every part; PostgreSQL may come later."""
@@ -222,6 +230,7 @@ def create_app(settings: Settings, database_url: str) -> Front:
             calendar=gateway.calendar,
             directory=gateway.directory,
             clock=lambda: datetime.now(UTC),
+            trusted_proxies=settings.trusted_proxies,
         )
     )
     rest = Litestar(
@@ -233,7 +242,18 @@ def create_app(settings: Settings, database_url: str) -> Front:
             description="An AI gateway that never overspends.",
             path="/api/schema",
             components=Components(
-                security_schemes={"bearer": SecurityScheme(type="http", scheme="bearer")}
+                security_schemes={
+                    "bearer": SecurityScheme(type="http", scheme="bearer"),
+                    "session": SecurityScheme(
+                        type="apiKey",
+                        security_scheme_in="cookie",
+                        name=COOKIE,
+                        description=(
+                            f"Over https it is named {SECURE_COOKIE}. Whatever changes something "
+                            f"needs the session's `csrf_token` in the header {CSRF_HEADER}."
+                        ),
+                    ),
+                }
             ),
             render_plugins=[SwaggerRenderPlugin()],
         ),

@@ -258,6 +258,14 @@ VARIABLES: Final[tuple[Variable, ...]] = (
         default="none",
     ),
     Variable(
+        name="TRUSTED_PROXIES",
+        help="networks of the proxies whose X-Forwarded-For tells who signs in, with commas "
+        "between them",
+        parse=_networks,
+        example="10.42.0.0/16,fd12:3456::/32",
+        default="none",
+    ),
+    Variable(
         name="MAX_BODY_BYTES",
         help="largest request body taken, in bytes or with KiB, MiB or GiB",
         parse=_bytes,
@@ -364,6 +372,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     first_frame_s: float = 10.0
     webhook_retry_s: float = 5.0
     webhook_private_cidrs: tuple[Network, ...] = ()
+    trusted_proxies: tuple[Network, ...] = ()
     max_body_bytes: int = 32 * 2**20
     upstream_connect_timeout_s: float = 10.0
     upstream_timeout_s: float = 600.0

@@ -1,8 +1,8 @@
 """The worker: what has to happen without anyone asking.
 
 Owns the reaper (holds past their deadline are settled as recovered), making the partitions of
-coming months, and dropping answers that are no longer replayed. Owns no decision: `core.ledger`
-says what a recovered call is billed.
+coming months, dropping answers that are no longer replayed, and the pace of the monthly work (see
+`monthly`). Owns no decision: `core.ledger` says what a recovered call is billed.
 
 Invariants: any number of workers may run; an advisory lock leaves each round to one of them, and
 the ledger makes doing a thing twice harmless. A worker that stalls, or that meets what it cannot
@@ -10,6 +10,7 @@ settle, keeps no other from its work, and goes on with its next round.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
@@ -44,11 +45,17 @@ class Worker:
     """The periodic work of one process."""
 
     def __init__(
-        self, pool: AsyncConnectionPool[Any], ledger: Ledger, *, reaper_period_s: float
+        self,
+        pool: AsyncConnectionPool[Any],
+        ledger: Ledger,
+        *,
+        reaper_period_s: float,
+        share_out: Callable[[], Awaitable[int]] | None = None,
     ) -> None:
         self.pool = pool
         self.ledger = ledger
         self.reaper_period_s = reaper_period_s
+        self.share_out = share_out
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -60,6 +67,9 @@ class Worker:
                 name="housekeeping",
             ),
         ]
+        if self.share_out is not None:
+            sharing = self._every(HOUSEKEEPING_EVERY.total_seconds(), self.share_out)
+            self._tasks.append(asyncio.create_task(sharing, name="sharing out"))
 
     async def stop(self) -> None:
         """Stop the rounds."""

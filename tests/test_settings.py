@@ -34,8 +34,8 @@ def test_with_nothing_set_every_default_is_the_one_that_the_help_shows() -> None
     for variable in VARIABLES:
         if variable.name in {"DATABASE_URL", "SECRET_KEY"}:
             assert getattr(settings, variable.field) is None
-        elif variable.name == "WEBHOOK_PRIVATE_CIDRS":
-            assert settings.webhook_private_cidrs == ()
+        elif variable.name in {"WEBHOOK_PRIVATE_CIDRS", "TRUSTED_PROXIES"}:
+            assert getattr(settings, variable.field) == ()
         elif variable.name != "DATA_DIR":
             assert getattr(settings, variable.field) == variable.parse(variable.default)
 

@@ -1,13 +1,13 @@
 """Adjustments tell when they were made: by their ids, as calls do, and to the instant.
 
 Revision: 0007
-Follows: 0004
+Follows: 0005
 """
 
 from alembic import op
 
 revision = "0007"
-down_revision = "0004"
+down_revision = "0005"
 branch_labels = None
 depends_on = None
 

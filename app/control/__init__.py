@@ -1,7 +1,8 @@
 """The control plane: `/api/*`, where admins set up and members look.
 
-Owns the protocol of it: who is let in (`desk`), what bodies and documents look like (`wire`,
-`admin`, `reports`), and how it says no (`errors`). Owns no SQL and no rule of the ledger.
+Owns the protocol of it: who is let in (`desk`, `auth`), what bodies and documents look like
+(`wire`, `admin`, `pools`, `top_ups`, `own_keys`, `reports`), and how it says no (`errors`). Owns no
+SQL and no rule of the ledger.
 
 A change takes one path: the gate names the actor, the handler checks single values, and one
 transaction checks them against what there is, writes, and leaves the audit event.
@@ -12,15 +13,20 @@ every error is an RFC 9457 document.
 
 from litestar import Router
 from litestar.di import Provide
+from litestar.openapi.spec import SecurityRequirement
 
 from app.control.admin import admin_routers
+from app.control.auth import auth_router
 from app.control.corrections import correction_router
 from app.control.desk import ControlDeps, Envelope, Gate, desk_for
 from app.control.errors import (
     BODY_BYTES_MAX,
     CONTROL_EXCEPTION_HANDLERS,
 )
+from app.control.own_keys import own_keys_router
+from app.control.pools import pool_router
 from app.control.reports import me_router, report_router
+from app.control.top_ups import my_requests_router, top_up_router
 from app.control.wire import Document, StrictRequest
 
 __all__ = ["CONTROL_EXCEPTION_HANDLERS", "ControlDeps", "control_router"]
@@ -33,15 +39,29 @@ def control_router(deps: ControlDeps) -> Router:
     method that it does not take, never reaches a router.
     """
     gate = Gate(deps)
+    either: list[SecurityRequirement] = [{"bearer": []}, {"session": []}]
     return Router(
         "/api",
         route_handlers=[
             Router(
                 "/admin",
-                route_handlers=[*admin_routers(), report_router(), correction_router()],
+                route_handlers=[
+                    *admin_routers(),
+                    pool_router(),
+                    top_up_router(),
+                    report_router(),
+                    correction_router(),
+                ],
                 guards=[gate.admin],
+                security=either,
             ),
-            Router("/me", route_handlers=[me_router()], guards=[gate.me]),
+            Router(
+                "/me",
+                route_handlers=[me_router(), own_keys_router(), my_requests_router()],
+                guards=[gate.me],
+                security=either,
+            ),
+            auth_router(gate),
         ],
         dependencies={"desk": Provide(desk_for(deps))},
         exception_handlers=CONTROL_EXCEPTION_HANDLERS,
@@ -49,5 +69,4 @@ def control_router(deps: ControlDeps) -> Router:
         request_class=StrictRequest,
         response_class=Document,
         request_max_body_size=BODY_BYTES_MAX,
-        security=[{"bearer": []}],
     )

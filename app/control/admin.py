@@ -13,22 +13,21 @@ Invariants:
 - No two allocations of one key share a model, whichever of the two is changed.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 from uuid import UUID
 
 import msgspec
-from argon2 import PasswordHasher
 from litestar import Router, get, patch, post
 from litestar.di import NamedDependency
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, FromQuery, JSONBody
 from msgspec import UNSET, UnsetType
 
-from app.control import wire
+from app.control import passwords, wire
+from app.control.auth import end_sessions
 from app.control.desk import Change, Desk
 from app.control.errors import documented, invalid, taken, unknown
 from app.control.limits import (
@@ -40,6 +39,12 @@ from app.control.limits import (
     set_limits,
     shown,
 )
+from app.control.records import again as _again
+from app.control.records import current as _current
+from app.control.records import found as _shown
+from app.control.records import given as _given
+from app.control.records import page as _page
+from app.control.records import update as _update
 from app.control.wire import Input, Page
 from app.core.access import (
     Allocation,
@@ -52,14 +57,14 @@ from app.core.access import (
     UnpricedPolicy,
     shared_model,
 )
-from app.core.ledger import Meter, account_key
+from app.core.ledger import METERS, AccountKey, Meter, account_key
 from app.core.metering import UNITS
+from app.core.money import AMOUNT_TOKENS_MAX
 from app.core.pricing import InvalidRates, Rate, check_rates
 from app.ids import uuid7
 from app.store import catalogue, usage
 from app.store.catalogue import (
     AllocationRecord,
-    Collection,
     KeyRecord,
     MemberRecord,
     ModelRecord,
@@ -68,8 +73,6 @@ from app.store.catalogue import (
 )
 from app.store.usage import KeyView
 from app.store.vault import hint_of, new_key
-
-Record = TypeVar("Record", bound=msgspec.Struct)
 
 EndpointName = Literal[
     "chat/completions",
@@ -86,82 +89,6 @@ EndpointName = Literal[
 
 TOKENS_MAX: Final = 10**9
 IMAGE_TOKENS_MAX: Final = 10**6
-
-_hasher: Final = PasswordHasher()
-
-
-# What all of them do
-
-
-async def _page(
-    desk: Desk,
-    collection: Collection[Record],
-    cursor: str | None,
-    limit: int,
-    **equal: str | None,
-) -> Page[Record]:
-    """Return a page of a collection."""
-    by_slug = collection.key.key == "slug"
-    key = str(collection.key.key)
-    after = wire.after(cursor, wire.is_slug) if by_slug else wire.after(cursor)
-    async with desk.deps.database.snapshot() as connection:
-        records = await collection.page(
-            connection, after=after, limit=wire.page_limit(limit) + 1, equal=equal
-        )
-    return wire.paged(records, limit, lambda record: str(getattr(record, key)))
-
-
-async def _shown(desk: Desk, collection: Collection[Record], key: str, what: str) -> Record:
-    """Return one record of a collection."""
-    async with desk.deps.database.snapshot() as connection:
-        record = await collection.find(connection, key)
-    if record is None:
-        raise unknown(what)
-    desk.tag(record)
-    return record
-
-
-async def _current(change: Change, collection: Collection[Record], key: str, what: str) -> Record:
-    """Return a record that is about to be changed, as the client expects it to be."""
-    record = await collection.find(change.connection, key)
-    if record is None:
-        raise unknown(what)
-    change.expect(record)
-    return record
-
-
-async def _again(change: Change, collection: Collection[Record], key: str) -> Record:
-    """Return what is stored now."""
-    record = await collection.find(change.connection, key)
-    assert record is not None, "rows of the catalogue are never deleted"
-    change.desk.tag(record)
-    return record
-
-
-async def _update(
-    change: Change,
-    collection: Collection[Record],
-    what: str,
-    record: Record,
-    values: Mapping[str, object],
-    *,
-    reason: str | None = None,
-) -> Record:
-    """Store what differs, record `<what>_updated` with just that, and return what is stored."""
-    key = str(getattr(record, str(collection.key.key)))
-    values = {name: value for name, value in values.items() if value != getattr(record, name)}
-    if values:
-        await collection.change(change.connection, key, values)
-        before = {name: getattr(record, name) for name in values}
-        await change.record(
-            f"{what}_updated", what, key, before=before, after=values, reason=reason
-        )
-    return await _again(change, collection, key)
-
-
-def _given(**values: object) -> dict[str, object]:
-    """Return the fields that a PATCH names."""
-    return {name: value for name, value in values.items() if value is not UNSET}
 
 
 # Providers
@@ -465,12 +392,16 @@ def _plain(usd: Decimal) -> Decimal:
 
 
 class MemberInput(Input):
-    """A member to add; without a password they cannot sign in with one."""
+    """A member to add; without a password they cannot sign in with one.
+
+    Who `must_change_password` chooses one of their own before they do anything else.
+    """
 
     email: str
     display_name: str = ""
     role: Role = "member"
     password: str | None = None
+    must_change_password: bool = False
 
 
 class MemberPatch(Input):
@@ -481,6 +412,7 @@ class MemberPatch(Input):
     role: Role | UnsetType = UNSET
     status: MemberStatus | UnsetType = UNSET
     password: str | UnsetType | None = UNSET
+    must_change_password: bool | UnsetType = UNSET
 
 
 @post("/members", summary="Add a member")
@@ -499,6 +431,7 @@ async def add_member(data: JSONBody[MemberInput], desk: NamedDependency[Desk]) -
             display_name=display_name,
             role=data.role,
             password_hash=password_hash,
+            must_change_password=data.must_change_password,
         )
         added = await _again(change, catalogue.members, id)
         await change.record("member_created", "member", id, after=added)
@@ -525,9 +458,14 @@ async def show_member(id: FromPath[str], desk: NamedDependency[Desk]) -> MemberR
 async def change_member(
     id: FromPath[str], data: JSONBody[MemberPatch], desk: NamedDependency[Desk]
 ) -> MemberRecord:
-    """The keys of a disabled member stop working at once, everywhere."""
+    """The keys of a disabled member stop working at once, everywhere.
+
+    Their sessions end, as do those of a member who is given another password.
+    """
     member_id = wire.path_id(id, "member")
-    values = _given(role=data.role, status=data.status)
+    values = _given(
+        role=data.role, status=data.status, must_change_password=data.must_change_password
+    )
     if data.email is not UNSET:
         values["email"] = wire.email(data.email)
     if data.display_name is not UNSET:
@@ -549,16 +487,15 @@ async def change_member(
                 before={"has_password": member.has_password},
                 after={"has_password": password_hash is not None},
             )
+        if password_hash is not UNSET or values.get("status") == "disabled":
+            await end_sessions(change, member_id)
         return await _update(change, catalogue.members, "member", member, values)
 
     return await desk.write(work)
 
 
 async def _password_hash(password: str | None) -> str | None:
-    if password is None:
-        return None
-    # Meant to take long: the event loop has others to serve meanwhile.
-    return await asyncio.to_thread(_hasher.hash, wire.password(password))
+    return None if password is None else await passwords.hashed(wire.password(password))
 
 
 async def _free_email(change: Change, email: str, member_id: str | None) -> None:
@@ -582,6 +519,10 @@ class AllocationInput(Input):
     overrun_policy: OverrunPolicy = "strict"
     ledger_outage: OutagePolicy = "deny"
     unpriced: UnpricedPolicy = "allow"
+    billing_timezone: str | None = None
+    floor_tokens: int = 0
+    locked: bool = False
+    service: bool = False
     reason: str | None = None
 
 
@@ -597,6 +538,10 @@ class AllocationPatch(Input):
     overrun_policy: OverrunPolicy | UnsetType = UNSET
     ledger_outage: OutagePolicy | UnsetType = UNSET
     unpriced: UnpricedPolicy | UnsetType = UNSET
+    billing_timezone: str | UnsetType | None = UNSET
+    floor_tokens: int | UnsetType = UNSET
+    locked: bool | UnsetType = UNSET
+    service: bool | UnsetType = UNSET
     reason: str | None = None
 
 
@@ -608,6 +553,13 @@ class AllocationDocument(usage.Standing, frozen=True, kw_only=True):
     overrun_policy: OverrunPolicy
     ledger_outage: OutagePolicy
     unpriced: UnpricedPolicy
+    billing_timezone: str | None
+    """Whose months its caps count; null: those of the installation."""
+    floor_tokens: int
+    """The least that sharing out a pool leaves of its token cap."""
+    locked: bool
+    """Whether sharing out a pool leaves its token cap as it is; so it does a `service`'s."""
+    service: bool
     created_at: datetime
 
 
@@ -621,22 +573,30 @@ async def add_allocation(
     models = wire.distinct("models", data.models)
     name = ", ".join(models)[:200] if data.name is None else wire.text("name", data.name)
     caps = _caps(data)
+    pool_id = None if data.pool_id is None else str(data.pool_id)
+    timezone = wire.timezone("billing_timezone", data.billing_timezone)
+    floor_tokens = wire.whole("floor_tokens", data.floor_tokens, 0, AMOUNT_TOKENS_MAX)
     reason = wire.reason(data.reason)
 
     async def work(change: Change) -> AllocationRecord:
         if await catalogue.members.find(change.connection, member_id) is None:
             raise invalid("member_id", "is no member's")
         await _known_models(change, models)
-        _known_pool(data.pool_id)
+        await _known_pool(change, pool_id)
         await catalogue.allocations.add(
             change.connection,
             id=id,
             member_id=member_id,
             name=name,
             models=models,
+            pool_id=pool_id,
             overrun_policy=data.overrun_policy,
             ledger_outage=data.ledger_outage,
             unpriced=data.unpriced,
+            billing_timezone=timezone,
+            floor_tokens=floor_tokens,
+            locked=data.locked,
+            service=data.service,
         )
         added = await _again(change, catalogue.allocations, id)
         await change.record(
@@ -654,10 +614,18 @@ async def list_allocations(
     cursor: FromQuery[str | None] = None,
     limit: FromQuery[int] = wire.PAGE_DEFAULT,
     member_id: FromQuery[str | None] = None,
+    pool_id: FromQuery[str | None] = None,
     status: FromQuery[AllocationStatus | None] = None,
 ) -> Page[AllocationDocument]:
-    member = wire.id_filter("member_id", member_id)
-    page = await _page(desk, catalogue.allocations, cursor, limit, member_id=member, status=status)
+    page = await _page(
+        desk,
+        catalogue.allocations,
+        cursor,
+        limit,
+        member_id=wire.id_filter("member_id", member_id),
+        pool_id=wire.id_filter("pool_id", pool_id),
+        status=status,
+    )
     return Page(await _allocations(desk, page.items), page.next)
 
 
@@ -679,9 +647,19 @@ async def change_allocation(
         overrun_policy=data.overrun_policy,
         ledger_outage=data.ledger_outage,
         unpriced=data.unpriced,
+        locked=data.locked,
+        service=data.service,
     )
     if data.name is not UNSET:
         values["name"] = wire.text("name", data.name)
+    if data.billing_timezone is not UNSET:
+        values["billing_timezone"] = wire.timezone("billing_timezone", data.billing_timezone)
+    if data.floor_tokens is not UNSET:
+        floor_tokens = wire.whole("floor_tokens", data.floor_tokens, 0, AMOUNT_TOKENS_MAX)
+        values["floor_tokens"] = floor_tokens
+    pool_id: str | None = None
+    if data.pool_id is not UNSET:
+        values["pool_id"] = pool_id = None if data.pool_id is None else str(data.pool_id)
     models = data.models
     if models is not UNSET:
         values["models"] = wire.distinct("models", models)
@@ -690,14 +668,17 @@ async def change_allocation(
 
     async def work(change: Change) -> AllocationRecord:
         record = await _current(change, catalogue.allocations, allocation_id, "allocation")
-        if data.pool_id is not UNSET:
-            _known_pool(data.pool_id)
+        await _known_pool(change, pool_id)
         if models is not UNSET and models != record.models:
             await _known_models(change, models)
             await _fits_its_keys(change, record, models)
+        former = _month_account(desk, record, change.at)
         record = await _update(
             change, catalogue.allocations, "allocation", record, values, reason=reason
         )
+        current = _month_account(desk, record, change.at)
+        if current != former:
+            await _move_month(change, record, former, current)
         await _set_caps(change, record, caps, reason)
         return await _again(change, catalogue.allocations, allocation_id)
 
@@ -720,14 +701,32 @@ _CAP_EVENT: Final[dict[Meter, str]] = {
 }
 
 
+def _month_account(desk: Desk, record: AllocationRecord, at: datetime) -> AccountKey:
+    """Name the account of an allocation's month, which its zone decides."""
+    period = desk.deps.calendar.of(record.billing_timezone).period("month", at)
+    return account_key("allocation", record.id, "month", period)
+
+
+async def _move_month(
+    change: Change, record: AllocationRecord, former: AccountKey, current: AccountKey
+) -> None:
+    """Take what was used into the month of another zone; the caps are judged from there on."""
+    await catalogue.open_month(change.connection, former, current, change.at)
+    for meter in METERS:
+        cap = record.cap(meter)
+        if cap is not None:
+            await catalogue.set_limit(
+                change.connection, current, meter, cap, change.at, charged=[current]
+            )
+
+
 async def _set_caps(
     change: Change,
     record: AllocationRecord,
     caps: Mapping[Meter, int | None],
     reason: str | None,
 ) -> None:
-    period = change.desk.deps.calendar.period("month", change.at)
-    account = account_key("allocation", record.id, "month", period)
+    account = _month_account(change.desk, record, change.at)
     for meter, amount in caps.items():
         if amount == record.cap(meter):
             continue
@@ -752,9 +751,9 @@ async def _known_models(change: Change, models: Sequence[str]) -> None:
         raise invalid("models", f"names unknown models: {', '.join(map(repr, missing))}")
 
 
-def _known_pool(pool_id: UUID | None) -> None:
-    if pool_id is not None:
-        raise invalid("pool_id", "is no pool's: there are no pools yet")
+async def _known_pool(change: Change, pool_id: str | None) -> None:
+    if pool_id is not None and await catalogue.pools.find(change.connection, pool_id) is None:
+        raise invalid("pool_id", "is no pool's")
 
 
 async def _fits_its_keys(change: Change, record: AllocationRecord, models: Sequence[str]) -> None:
@@ -791,6 +790,10 @@ def _document(record: AllocationRecord, standing: usage.Standing) -> AllocationD
         overrun_policy=record.overrun_policy,
         ledger_outage=record.ledger_outage,
         unpriced=record.unpriced,
+        billing_timezone=record.billing_timezone,
+        floor_tokens=record.floor_tokens,
+        locked=record.locked,
+        service=record.service,
         created_at=record.created_at,
     )
 
@@ -804,16 +807,21 @@ def _configured(record: AllocationRecord) -> dict[str, object]:
 # Keys
 
 
-class KeyInput(Input):
+class OwnKeyInput(Input):
     """A key to add. A limit of 0 blocks; a token budget of 0, or none, is unlimited."""
 
-    member_id: UUID
     name: str
     allocation_ids: list[UUID]
     expires_at: datetime | None = None
     one_shot: bool = False
     token_budget: int | None = None
     limits: tuple[LimitInput, ...] = ()
+
+
+class KeyInput(OwnKeyInput, kw_only=True):
+    """The same, for whichever member it is to be."""
+
+    member_id: UUID
 
 
 class KeyPatch(Input):
@@ -834,14 +842,36 @@ class KeyWithSecret(KeyView, frozen=True, kw_only=True):
     key: str
 
 
+async def key_to_change(change: Change, key_id: str, owner_id: str | None = None) -> KeyRecord:
+    """Return a key that is about to be changed; one that is not its owner's is not there."""
+    record = await catalogue.keys.find(change.connection, key_id)
+    if record is None or owner_id not in (None, record.member_id):
+        raise unknown("key")
+    change.expect(record)
+    return record
+
+
+async def store_key(
+    change: Change,
+    key: KeyRecord,
+    values: Mapping[str, object],
+    limits: Mapping[LimitName, int | None],
+    reason: str | None = None,
+) -> KeyRecord:
+    """Store what differs of a key and of its limits, and return what is stored."""
+    key = await _update(change, catalogue.keys, "key", key, values, reason=reason)
+    await _set_limits(change, key, limits, reason)
+    return await _again(change, catalogue.keys, key.id)
+
+
 async def _set_limits(
     change: Change,
     record: KeyRecord,
     wanted: Mapping[LimitName, int | None],
     reason: str | None,
 ) -> None:
-    month = change.desk.deps.calendar.period("month", change.at)
-    charged = [account_key("allocation", id, "month", month) for id in record.allocation_ids]
+    opened = await catalogue.allocations.find_all(change.connection, record.allocation_ids)
+    charged = [_month_account(change.desk, one, change.at) for one in opened]
     await set_limits(
         change, "key", record.id, record.limits, wanted, charged=charged, reason=reason
     )
@@ -850,8 +880,12 @@ async def _set_limits(
 @post("/keys", summary="Add a key; the answer alone shows its secret")
 async def add_key(data: JSONBody[KeyInput], desk: NamedDependency[Desk]) -> KeyWithSecret:
     """The model of a call picks the allocation, so no two of a key may share one."""
+    return await make_key(desk, str(data.member_id), data)
+
+
+async def make_key(desk: Desk, member_id: str, data: OwnKeyInput) -> KeyWithSecret:
+    """Add a key of a member."""
     id, secret = uuid7(), new_key()
-    member_id = str(data.member_id)
     name = wire.text("name", data.name)
     limits: dict[LimitName, int | None] = {**read_limits(data.limits)}
     budget = read_budget(data.token_budget, limits)
@@ -900,12 +934,17 @@ async def list_keys(
 @get("/keys/{id:str}", summary="Show a key")
 async def show_key(id: FromPath[str], desk: NamedDependency[Desk]) -> KeyView:
     record = await _shown(desk, catalogue.keys, wire.path_id(id, "key"), "key")
-    return (await _key_views(desk, [record]))[0]
+    return await key_view(desk, record)
 
 
 async def _with_secret(desk: Desk, record: KeyRecord, secret: str) -> KeyWithSecret:
-    [view] = await _key_views(desk, [record])
+    view = await key_view(desk, record)
     return KeyWithSecret(**msgspec.structs.asdict(view), key=secret)
+
+
+async def key_view(desk: Desk, record: KeyRecord) -> KeyView:
+    """Show a key; not within a change, where others would wait for the sums."""
+    return (await _key_views(desk, [record]))[0]
 
 
 async def _key_views(desk: Desk, records: Sequence[KeyRecord]) -> list[KeyView]:
@@ -936,10 +975,9 @@ async def change_key(
     reason = wire.reason(data.reason)
 
     async def work(change: Change) -> KeyRecord:
-        key = await _current(change, catalogue.keys, key_id, "key")
+        key = await key_to_change(change, key_id)
         if allocation_ids:
             await _fit_one_key(change, key.member_id, allocation_ids)
-        key = await _update(change, catalogue.keys, "key", key, values, reason=reason)
         wanted: dict[LimitName, int | None] = {}
         if asked is not None:
             names = [(limit.meter, limit.window) for limit in key.limits]
@@ -947,21 +985,27 @@ async def change_key(
             wanted |= asked
         if budget is not UNSET and wanted.get(BUDGET) is None:
             wanted[BUDGET] = budget
-        await _set_limits(change, key, wanted, reason)
-        return await _again(change, catalogue.keys, key_id)
+        return await store_key(change, key, values, wanted, reason)
 
-    return (await _key_views(desk, [await desk.write(work)]))[0]
+    return await key_view(desk, await desk.write(work))
 
 
 @post("/keys/{id:str}/rotate", status_code=200, summary="Give a key a new secret")
 async def rotate_key(id: FromPath[str], desk: NamedDependency[Desk]) -> KeyWithSecret:
     """The old secret stops working at once. A one-shot key can be used once more."""
-    key_id, secret = wire.path_id(id, "key"), new_key()
+    return await give_secret(desk, wire.path_id(id, "key"))
+
+
+async def give_secret(desk: Desk, key_id: str, owner_id: str | None = None) -> KeyWithSecret:
+    """Give a key a new secret; its owner cannot make a used one-shot key fit for use again."""
+    secret = new_key()
 
     async def work(change: Change) -> KeyRecord:
-        key = await _current(change, catalogue.keys, key_id, "key")
+        key = await key_to_change(change, key_id, owner_id)
         if key.revoked_at is not None:
             raise taken("id", "is a revoked key's; add a new key instead")
+        if key.used_at is not None and owner_id is not None:
+            raise taken("id", "is a one-shot key's that was used; add a new key instead")
         await catalogue.keys.change(
             change.connection,
             key_id,
@@ -987,10 +1031,14 @@ async def rotate_key(id: FromPath[str], desk: NamedDependency[Desk]) -> KeyWithS
 @post("/keys/{id:str}/revoke", status_code=200, summary="Revoke a key, for good")
 async def revoke_key(id: FromPath[str], desk: NamedDependency[Desk]) -> KeyView:
     """Revoking it again changes nothing."""
-    key_id = wire.path_id(id, "key")
+    return await end_key(desk, wire.path_id(id, "key"))
+
+
+async def end_key(desk: Desk, key_id: str, owner_id: str | None = None) -> KeyView:
+    """Revoke a key."""
 
     async def work(change: Change) -> KeyRecord:
-        key = await _current(change, catalogue.keys, key_id, "key")
+        key = await key_to_change(change, key_id, owner_id)
         if key.revoked_at is not None:
             return await _again(change, catalogue.keys, key_id)
         await catalogue.keys.change(change.connection, key_id, {"revoked_at": change.at})
@@ -1003,7 +1051,7 @@ async def revoke_key(id: FromPath[str], desk: NamedDependency[Desk]) -> KeyView:
         )
         return await _again(change, catalogue.keys, key_id)
 
-    return (await _key_views(desk, [await desk.write(work)]))[0]
+    return await key_view(desk, await desk.write(work))
 
 
 async def _fit_one_key(change: Change, member_id: str, allocation_ids: Sequence[str]) -> None:

@@ -8,37 +8,47 @@ Invariants:
 
 - No handler runs for someone who is not let in: `/api/admin/*` takes admins (and, to read,
   auditors), `/api/me/*` takes members, and a member's key only reads there.
+- What a session changes is asked for by our own page: a cookie alone changes nothing.
+- Whoever has to change their password does that first.
 - Whatever way someone came in, the handlers see an `Actor` and nothing else. A further way is a
   further function in `Gate.ways`.
 - A change that an `If-Match` forbids is not made.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from hashlib import blake2b
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 from litestar import Request
-from litestar.connection import ASGIConnection
 from litestar.enums import ScopeType
 from litestar.handlers.base import BaseRouteHandler
 from litestar.middleware import ASGIMiddleware
 from litestar.params import QueryParameter
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.control import browser
+from app.control.browser import AnyConnection
 from app.control.errors import Refused, request_id_of
 from app.core.access import Role, key_refusal
+from app.core.sign_in import session_end
 from app.core.windows import Calendar
-from app.store import catalogue, journal
+from app.settings import Network
+from app.store import catalogue, journal, sign_in
 from app.store.database import Connection, Database
 from app.store.directory import Directory
 from app.store.vault import ADMIN_TOKEN_PREFIX, Vault
 
 T = TypeVar("T")
 
-AnyConnection = ASGIConnection[Any, Any, Any, Any]
+SIGN_INS_AT_ONCE: Final = 4
+"""Each takes 64 MiB, a core, and a connection to the database."""
+
+SEEN_EVERY: Final = timedelta(minutes=1)
+"""How often it is written down that a session is in use."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,9 @@ class ControlDeps:
     calendar: Calendar
     directory: Directory
     clock: Callable[[], datetime]
+    trusted_proxies: tuple[Network, ...] = ()
+    """Whose word on the address of a client is taken."""
+    sign_ins: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(SIGN_INS_AT_ONCE))
 
 
 class Actor(msgspec.Struct, frozen=True):
@@ -57,11 +70,21 @@ class Actor(msgspec.Struct, frozen=True):
 
     kind: Literal["admin_token", "key", "session"]
     id: str
+    """Of the token, of the key, or of the member who signed in."""
     label: str
     """As the audit log names them."""
     role: Role
     member_id: str | None
     """None for an admin token, which belongs to nobody."""
+
+
+class Session(msgspec.Struct, frozen=True):
+    """What a member came in with: one who has to change their password does that first."""
+
+    id: str
+    csrf_token: str
+    ends_at: datetime
+    must_change_password: bool
 
 
 class Gate:
@@ -72,6 +95,7 @@ class Gate:
         self.ways: tuple[Callable[[AnyConnection], Awaitable[Actor | None]], ...] = (
             self._by_admin_token,
             self._by_key,
+            self._by_session,
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Gate":
@@ -83,7 +107,7 @@ class Gate:
         actor = await self._identify(connection)
         looks = _only_looks(connection)
         if actor.role != "admin" and not (actor.role == "auditor" and looks):
-            raise Refused(403, "This needs an admin token.")
+            raise Refused(403, "This needs an administrator, or an admin token.")
         connection.scope["user"] = actor
 
     async def me(self, connection: AnyConnection, _: BaseRouteHandler) -> None:
@@ -95,15 +119,31 @@ class Gate:
             raise Refused(403, "A key only reads here; sign in to change something.")
         connection.scope["user"] = actor
 
-    async def _identify(self, connection: AnyConnection) -> Actor:
+    async def session(self, connection: AnyConnection, _: BaseRouteHandler) -> None:
+        """Let in who has signed in, to what is about that."""
+        actor = await self._identify(connection, changing_password=True)
+        if actor.kind != "session":
+            raise Refused(403, "This is for members who have signed in.")
+        connection.scope["user"] = actor
+
+    async def _identify(
+        self, connection: AnyConnection, *, changing_password: bool = False
+    ) -> Actor:
         for way in self.ways:
             actor = await way(connection)
-            if actor is not None:
-                return actor
+            if actor is None:
+                continue
+            session: Session | None = connection.scope.get("auth")
+            if session is not None and session.must_change_password and not changing_password:
+                raise Refused(
+                    403,
+                    "Choose a password of your own first: `POST /api/auth/password`.",
+                )
+            return actor
         raise Refused(
             401,
-            "The credential is missing, unknown, expired or revoked. "
-            "Send `Authorization: Bearer` with an admin token or a member's key.",
+            "The credential is missing, unknown, expired or revoked. Sign in, or "
+            "send `Authorization: Bearer` with an admin token or a member's key.",
             headers={"WWW-Authenticate": "Bearer"},
         )
 
@@ -140,6 +180,39 @@ class Gate:
         if member is None or member.status != "active":
             raise Refused(403, "This member is disabled.")
         return Actor("key", key.id, f"key {key.id}", "member", key.member_id)
+
+    async def _by_session(self, connection: AnyConnection) -> Actor | None:
+        token = browser.session_token(connection)
+        # A bearer that opens nothing is told so, whatever cookie comes with it.
+        if token is None or _bearer(connection) is not None:
+            return None
+        deps, at = self.deps, self.deps.clock()
+        digest = deps.vault.digest(token)
+        async with deps.database.snapshot() as snapshot:
+            session = await sign_in.session_with(snapshot, digest)
+            if session is None or session.revoked_at is not None:
+                return None
+            member = await sign_in.member(snapshot, session.member_id)
+        if session_end(session.expires_at, session.last_seen_at) <= at:
+            return None
+        if member is None or member.status != "active":
+            return None
+        csrf_token = deps.vault.csrf_token(token)
+        if not _only_looks(connection):
+            browser.check_origin(connection)
+            browser.check_csrf(connection, csrf_token)
+        seen_at = session.last_seen_at
+        if at - seen_at >= SEEN_EVERY:
+            seen_at = at
+            async with deps.database.aside() as seen:
+                await sign_in.see(seen, session.id, at)
+        connection.scope["auth"] = Session(
+            session.id,
+            csrf_token,
+            session_end(session.expires_at, seen_at),
+            member.must_change_password,
+        )
+        return Actor("session", member.id, member.email, member.role, member.id)
 
 
 def _bearer(connection: AnyConnection) -> str | None:
@@ -210,6 +283,18 @@ class Desk:
         """Whose rows `/api/me` is about."""
         assert self.actor.member_id is not None, "the gate lets only members in"
         return self.actor.member_id
+
+    @property
+    def session(self) -> Session:
+        """The session that asks."""
+        session: Session | None = self._scope.get("auth")
+        assert session is not None, "the gate lets only sessions in"
+        return session
+
+    @property
+    def session_id(self) -> str | None:
+        """Which session asks; None: who asks has not signed in."""
+        return None if self._scope.get("auth") is None else self.session.id
 
     async def write(self, work: Callable[[Change], Awaitable[T]]) -> T:
         """Run a change as one transaction; `work` may run twice."""

@@ -50,29 +50,31 @@ class ProblemDocument(msgspec.Struct, frozen=True, kw_only=True):
     errors: list[FieldError] = []
 
 
-PROBLEM_RESPONSES: Final = {
-    status: ResponseSpec(
-        ProblemDocument,
-        generate_examples=False,
-        description=description,
-        media_type=PROBLEM_JSON,
-    )
-    for status, description in (
-        (400, "The body or a parameter cannot be read"),
-        (401, "No credential, or none that is known"),
-        (403, "Not for this credential"),
-        (404, "There is no such thing"),
-        (409, "It contradicts what there is"),
-        (412, "It has been changed since it was read (`If-Match`)"),
-        (422, "A value that cannot be taken"),
-    )
+_PROBLEMS: Final = {
+    400: "The body or a parameter cannot be read",
+    401: "No credential, or none that is known",
+    403: "Not for this credential",
+    404: "There is no such thing",
+    409: "It contradicts what there is",
+    412: "It has been changed since it was read (`If-Match`)",
+    422: "A value that cannot be taken",
 }
 
 
-def documented(handlers: list[HTTPRouteHandler]) -> list[HTTPRouteHandler]:
+def documented(
+    handlers: list[HTTPRouteHandler], *, and_also: Mapping[int, str] = {}
+) -> list[HTTPRouteHandler]:
     """Tell the OpenAPI document what errors of these handlers look like."""
     for handler in handlers:
-        handler.responses = PROBLEM_RESPONSES
+        handler.responses = {
+            status: ResponseSpec(
+                ProblemDocument,
+                generate_examples=False,
+                description=description,
+                media_type=PROBLEM_JSON,
+            )
+            for status, description in (*_PROBLEMS.items(), *and_also.items())
+        }
     return handlers
 
 

@@ -102,7 +102,7 @@ async def set_limits(
         if amount == was:
             continue
         if owner != "key" and rolling(window) is not None and amount is not None:
-            raise invalid("limits", "only keys have rolling windows: use hour, day or month")
+            raise invalid("limits", f"cannot roll for a {owner}: use hour, day, month or lifetime")
         account = account_key(owner, owner_id, window, calendar.period(window, change.at))
         await catalogue.set_limit(
             change.connection, account, meter, amount, change.at, charged=charged

@@ -9,6 +9,7 @@ PostgreSQL cannot keep never reaches it; a cursor is opaque and stands for the l
 
 import base64
 import binascii
+import functools
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any, Final, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 import msgspec
 from litestar import Request, Response
@@ -28,6 +29,9 @@ T = TypeVar("T")
 
 PAGE_DEFAULT: Final = 50
 PAGE_MAX: Final = 1000
+
+PASSWORD_LENGTH_MIN: Final = 8
+PASSWORD_LENGTH_MAX: Final = 1024
 
 _SLUG: Final = re.compile(r"[\x21-\x7e]{1,200}")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
@@ -139,10 +143,12 @@ def email(value: str) -> str:
     return value
 
 
-def password(value: str) -> str:
-    """Check a password."""
-    if not 8 <= len(value) <= 1024:
-        raise invalid("password", "must have from 8 to 1024 characters")
+def password(value: str, field: str = "password") -> str:
+    """Check a password that is to be somebody's."""
+    if not PASSWORD_LENGTH_MIN <= len(value) <= PASSWORD_LENGTH_MAX:
+        raise invalid(
+            field, f"must have from {PASSWORD_LENGTH_MIN} to {PASSWORD_LENGTH_MAX} characters"
+        )
     return value
 
 
@@ -215,6 +221,19 @@ def cap_nano(field: str, value: Decimal | None) -> int | None:
         return usd_to_nano(value)
     except InvalidAmount as error:
         raise invalid(field, str(error)) from None
+
+
+@functools.cache
+def _timezones() -> frozenset[str]:
+    # Looked up in a list: some names that are none make the lookup itself fail in odd ways.
+    return frozenset(available_timezones())
+
+
+def timezone(field: str, value: str | None) -> str | None:
+    """Check the name of a time zone; null is none of its own."""
+    if value is not None and value not in _timezones():
+        raise invalid(field, "must be a time zone of the IANA database, such as Europe/Berlin")
+    return value
 
 
 def instant(field: str, value: datetime) -> datetime:

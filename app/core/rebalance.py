@@ -1,7 +1,8 @@
 """Rebalance: a pool shares out the token caps of its members by what each used last month.
 
-Owns the arithmetic and the words of it. Owns no calendar, no books and no log; whoever runs it
-writes the caps and the log, or, for a dry run, shows the same result and writes nothing. USD caps
+Owns the arithmetic and the words of it, and when a month's run is due. Owns no calendar, no books
+and no log; whoever runs it writes the caps and the log, or, for a dry run, shows the same result
+and writes nothing. USD caps
 are not its business: nothing here can name one.
 
 Invariants:
@@ -13,11 +14,16 @@ Invariants:
 - the order in which allocations are given decides nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 
 import msgspec
 
 from app.core.money import AMOUNT_TOKENS_MAX
+from app.core.windows import DAY, Period
+
+DUE_FOR = 2 * DAY
+"""How far into a month its run may still be made up for: later, caps are in use as they are."""
 
 
 class CannotRebalance(ValueError):
@@ -90,6 +96,16 @@ def rebalance(shares: Sequence[Share]) -> Rebalance:
             reason = _reason(share, parts, used)
         changes.append(Change(share.allocation_id, share.cap_tokens, after, reason))
     return Rebalance(total, tuple(changes))
+
+
+def is_due(at: datetime, month: Period, months: Iterable[Period]) -> bool:
+    """Tell whether a month's run is to be made now: at its start, once it has begun for everyone.
+
+    `month` is the pool's own, `months` are those that the allocations are in, each in its own time
+    zone: months of one name begin within hours of each other.
+    """
+    begun = all(abs(one.start - month.start) < 15 * DAY for one in months)
+    return begun and month.start <= at < month.start + DUE_FOR
 
 
 class _Parts(msgspec.Struct):

@@ -21,7 +21,7 @@ from sqlalchemy import insert, select
 
 from app.core.pricing import Rate
 from app.ids import uuid7
-from app.store import catalogue, schema
+from app.store import catalogue, schema, sign_in
 from app.store.database import Connection
 from app.store.journal import Author, record
 
@@ -58,7 +58,10 @@ async def password_hash(connection: Connection, email: str) -> str | None:
 async def put_admin(
     connection: Connection, *, email: str, name: str | None, password_hash: str, at: datetime
 ) -> Literal["created", "updated", "promoted"]:
-    """Make a member an active administrator with this password; add them if they are new."""
+    """Make a member an active administrator with this password; add them if they are new.
+
+    Whoever was signed in with another password is so no longer.
+    """
     author = _author()
     member_id = await catalogue.member_with(connection, email)
     if member_id is None:
@@ -76,7 +79,9 @@ async def put_admin(
         return "created"
     member = await catalogue.members.find(connection, member_id)
     assert member is not None, "members are never deleted"
-    await catalogue.members.change(connection, member_id, {"password_hash": password_hash})
+    chosen = {"password_hash": password_hash, "must_change_password": False}
+    await catalogue.members.change(connection, member_id, chosen)
+    await sign_in.revoke_all(connection, member_id, at)
     await record(
         connection,
         author,

@@ -105,6 +105,7 @@ class MemberRecord(msgspec.Struct, frozen=True):
     role: Role
     status: MemberStatus
     has_password: bool
+    must_change_password: bool
     created_at: datetime
 
 
@@ -209,14 +210,19 @@ class Collection(Generic[Record]):
         equal: Mapping[str, str | None] = {},
     ) -> list[Record]:
         """Return records beyond a key, in order; `equal` filters by column."""
-        order = self.key.desc() if self._newest_first else self.key.asc()
-        statement = self._statement.order_by(order).limit(limit)
+        conditions = [
+            self.table.c[column] == value for column, value in equal.items() if value is not None
+        ]
         if after is not None:
-            beyond = self.key < after if self._newest_first else self.key > after
-            statement = statement.where(beyond)
-        for column, value in equal.items():
-            if value is not None:
-                statement = statement.where(self.table.c[column] == value)
+            conditions.append(self.key < after if self._newest_first else self.key > after)
+        return await self.where(connection, *conditions, limit=limit)
+
+    async def where(
+        self, connection: Connection, *conditions: ColumnElement[bool], limit: int | None = None
+    ) -> list[Record]:
+        """Return the records that meet conditions, in order."""
+        order = self.key.desc() if self._newest_first else self.key.asc()
+        statement = self._statement.where(*conditions).order_by(order).limit(limit)
         rows = await connection.execute(statement)
         return [self._record(row) for row in rows.mappings()]
 
@@ -284,7 +290,16 @@ members = Collection(
     schema.members,
     MemberRecord,
     select(
-        *_columns(schema.members, "id", "email", "display_name", "role", "status", "created_at"),
+        *_columns(
+            schema.members,
+            "id",
+            "email",
+            "display_name",
+            "role",
+            "status",
+            "must_change_password",
+            "created_at",
+        ),
         schema.members.c.password_hash.is_not(None).label("has_password"),
     ),
 )
@@ -457,6 +472,44 @@ async def set_limit(
     await _put_limit(connection, account, meter, values)
 
 
+async def set_caps(
+    connection: Connection, meter: Meter, amounts: Mapping[AccountKey, int], at: datetime
+) -> None:
+    """Limit many owners at once, each in the window of an account that its calls are charged to.
+
+    However many there are, they are locked for three statements: calls wait meanwhile.
+    """
+    limits = schema.limits
+    for some in _some(sorted(amounts, key=lambda key: key.id)):
+        locked = await lock_accounts(connection, some)
+        rows = [
+            {
+                "owner_id": key.owner_id,
+                "meter": meter,
+                "window_kind": key.window,
+                "owner": key.owner,
+                "amount": amounts[key],
+                "baseline": locked[key.id].used(meter) + locked[key.id].held(meter),
+                "baseline_account": key.id,
+                "set_at": at,
+            }
+            for key in some
+        ]
+        statement = upsert(limits).values(rows)
+        changed = ("amount", "baseline", "baseline_account", "set_at")
+        await connection.execute(
+            statement.on_conflict_do_update(
+                index_elements=["owner_id", "meter", "window_kind"],
+                set_={name: statement.excluded[name] for name in changed},
+            )
+        )
+
+
+def _some(keys: Sequence[AccountKey], most: int = 1000) -> list[Sequence[AccountKey]]:
+    """Return them in parts that fit into a statement."""
+    return [keys[n : n + most] for n in range(0, len(keys), most)]
+
+
 async def watch(
     connection: Connection,
     account: AccountKey,
@@ -491,6 +544,11 @@ async def open_month(
         await _open(
             connection, account, (await lock_accounts(connection, {former, account}))[account.id]
         )
+
+
+async def lock_account(connection: Connection, account: AccountKey) -> None:
+    """Lock an account: no call is admitted until what it is judged by has been changed."""
+    await lock_accounts(connection, {account})
 
 
 def _of_window(account: AccountKey) -> tuple[ColumnElement[bool], ...]:

@@ -9,7 +9,8 @@ Invariants:
 
 - Control writes are serial, over all replicas: each locks the row of `installation` first. So what
   a write has read cannot change under it, and two writes cannot lock each other out. The ledger
-  never waits for that row, so a write that waits for the ledger waits for something that ends.
+  never waits for that row, so a write that waits for the ledger waits for something that ends. What
+  goes beside them (see `aside`) leaves alone what they read and write in more than one statement.
 - A write is committed whole or not at all, and its answer leaves after the commit.
 - Times come back in UTC; numbers in JSON come back exact.
 - Nobody waits longer than seconds to be lent a connection that the network has not forgotten.
@@ -203,6 +204,16 @@ class Database:
         """Lend a connection to read on. Raises `DatabaseUnavailable`."""
         with _translated():
             async with self.engine.connect() as connection:
+                yield connection
+
+    @contextlib.asynccontextmanager
+    async def aside(self) -> AsyncIterator[Connection]:
+        """Lend a transaction that does not wait for control writes, nor they for it.
+
+        It is committed when the block ends. Raises `Conflict`, or `DatabaseUnavailable`.
+        """
+        with _translated():
+            async with self.engine.begin() as connection:
                 yield connection
 
     async def _once(self, work: Callable[[Connection], Awaitable[T]]) -> T:

@@ -18,8 +18,9 @@ from sqlalchemy import Subquery, func, select, true, union_all
 from app.core.ledger import METERS, Meter
 from app.core.money import nano_to_usd
 from app.core.projection import WEEK, Basis, Outlook, Pace, project
-from app.core.windows import DAY, Period, Window, rolling
+from app.core.windows import DAY, Period, rolling
 from app.store import schema
+from app.store.catalogue import LimitRecord
 from app.store.database import Connection
 
 UNUSED = Pace(None, 0, 0)
@@ -39,9 +40,7 @@ class ProjectionDocument(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def projection(
-    meter: Meter,
-    window: Window,
-    amount: int,
+    limit: LimitRecord,
     used: int,
     pace: Pace,
     period: Period,
@@ -49,13 +48,13 @@ def projection(
     zone: ZoneInfo,
 ) -> ProjectionDocument:
     """Show when a limit is reached."""
-    length = rolling(window)
+    length = rolling(limit.window)
     if length is not None:
         # By then all that is used now will have slid out.
         period = Period(period.start, now + length)
-    found = project(amount, used, pace, period, now, zone)
+    found = project(limit.amount, used, pace, period, now, zone)
     per_day: int | str | None = found.per_day
-    if meter == "usd" and found.per_day is not None:
+    if limit.meter == "usd" and found.per_day is not None:
         per_day = nano_to_usd(found.per_day)
     return ProjectionDocument(
         state=found.outlook,

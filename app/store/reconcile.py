@@ -12,8 +12,9 @@ Invariants that it checks, for every account, hold and call there is:
   its unpriced calls, but for those that were priced after all;
 - I2: an account holds the sum of its open holds, and no hold is older than its deadline plus the
   time in which the reaper comes by;
-- I3: no more is used and held than a limit allows, but for what was there when it was set and for
-  the recorded overrun, which is what calls used beyond their holds, and what was added later;
+- I3: no more is used and held than a limit allows with the top-ups of the period, but for what was
+  there when it was set and for the recorded overrun, which is what calls used beyond their holds,
+  and what was added later;
 - I4: a call is booked once and not in flight any more, and has a price version or is unpriced;
 - I5, if nothing should be in flight: there are no holds, and nothing is held.
 """
@@ -125,7 +126,8 @@ SELECT call_id::text, deadline::text, round(extract(epoch FROM now() - deadline)
 FROM holds WHERE deadline < now() - make_interval(secs => %(grace)s)
 ORDER BY deadline LIMIT %(most)s
 """
-# A period that was over when the limit was set is not judged by it.
+# A period that was over when the limit was set is not judged by it; nor is one that its owner left
+# for that of another time zone, which took everything along. Top-ups were in force at some moment.
 LIMITS = """
 SELECT a.id::text, l.owner, l.owner_id::text, l.meter, l.window_kind,
        (most + overrun)::bigint, (used + held)::bigint
@@ -133,7 +135,12 @@ FROM limits l
 JOIN accounts a ON a.owner_id = l.owner_id AND a.window_kind = l.window_kind
     AND (a.period_end IS NULL OR a.period_end > l.set_at)
 CROSS JOIN LATERAL (
-    SELECT greatest(l.amount, CASE WHEN l.baseline_account = a.id THEN l.baseline END) AS most,
+    SELECT greatest(l.amount, CASE WHEN l.baseline_account = a.id THEN l.baseline END) + (
+               SELECT coalesce(sum(t.amount), 0) FROM top_ups t
+               WHERE t.owner_id = l.owner_id AND t.meter = l.meter
+                   AND t.window_kind = l.window_kind AND t.expires_at > a.period_start
+                   AND (a.period_end IS NULL OR t.starts_at < a.period_end)
+           ) AS most,
            CASE l.meter WHEN 'tokens' THEN a.used_tokens - a.slid_tokens
                ELSE a.used_nano - a.slid_nano END::numeric AS used,
            CASE l.meter WHEN 'tokens' THEN a.held_tokens ELSE a.held_nano END::numeric AS held,
@@ -141,6 +148,12 @@ CROSS JOIN LATERAL (
                AS overrun
 ) AS v
 WHERE l.amount IS NOT NULL AND used + held > most + overrun
+    AND NOT EXISTS (
+        SELECT FROM accounts b
+        WHERE b.id = l.baseline_account AND b.id <> a.id
+            AND (b.owner_id, b.window_kind) = (a.owner_id, a.window_kind)
+            AND b.period_start < a.period_end AND a.period_start < b.period_end
+    )
 ORDER BY a.id, l.meter LIMIT %(most)s
 """
 # The calls of a key since its window began, whether they were charged to the account themselves or

@@ -54,7 +54,31 @@ members: Final = Table(
     Column("role", Text),
     Column("status", Text),
     Column("password_hash", Text),
+    Column("must_change_password", Boolean),
     Column("created_at", _instant),
+)
+
+member_sessions: Final = Table(
+    "member_sessions",
+    metadata,
+    Column("id", _id, primary_key=True),
+    Column("member_id", _id),
+    Column("digest", LargeBinary),
+    Column("user_agent", Text),
+    Column("address", Text),
+    Column("created_at", _instant),
+    Column("last_seen_at", _instant),
+    Column("expires_at", _instant),
+    Column("revoked_at", _instant),
+)
+
+sign_in_failures: Final = Table(
+    "sign_in_failures",
+    metadata,
+    Column("id", _id, primary_key=True),
+    Column("account", LargeBinary),
+    Column("address", Text),
+    Column("at", _instant),
 )
 
 providers: Final = Table(
@@ -274,6 +298,7 @@ calls: Final = Table(
 adjustments: Final = Table(
     "adjustments",
     metadata,
+    # The database makes one where the ledger and limits write them.
     Column("id", _id, primary_key=True, server_default=FetchedValue()),
     Column("call_id", _id),
     Column("account_ids", ARRAY(_id)),

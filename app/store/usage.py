@@ -41,16 +41,35 @@ from sqlalchemy import cast as sql_cast
 from sqlalchemy.sql.selectable import Subquery
 
 from app.core.access import AllocationStatus, Key
-from app.core.ledger import METERS, Account, Meter, RollingAccount, account_key, account_state
+from app.core.ledger import (
+    METERS,
+    Account,
+    AccountKey,
+    Meter,
+    OwnerKind,
+    RollingAccount,
+    account_key,
+    account_state,
+)
 from app.core.metering import UNITS, Quantity
 from app.core.money import nano_to_usd, usd_to_nano
+from app.core.pools import Bound, binding, pools_above
+from app.core.projection import Pace
 from app.core.refusals import LimitDocument, Outcome, Shortfall, limit_document
 from app.core.windows import Calendar, Period, Window, rolling
-from app.store import schema
-from app.store.catalogue import AllocationRecord, KeyRecord, LimitRecord, allocations, keys
+from app.store import pools, schema, top_ups
+from app.store.catalogue import (
+    AllocationRecord,
+    KeyRecord,
+    LimitRecord,
+    PoolRecord,
+    allocations,
+    keys,
+)
 from app.store.database import Connection, Database
 from app.store.pace import UNUSED, ProjectionDocument, paces, projection
 from app.store.rolling import recovers_at, slid_out
+from app.store.top_ups import TopUpRecord
 
 Quantities = Annotated[
     dict[str, Quantity],
@@ -159,8 +178,36 @@ def _equal(equal: Mapping[str, str | None]) -> list[ColumnElement[bool]]:
 # Standing
 
 
+class TopUpShown(msgspec.Struct, frozen=True, kw_only=True):
+    """A raise of a cap that is in force: USD as decimal strings, tokens as numbers."""
+
+    id: str
+    meter: Meter
+    amount: int | str
+    reason: str
+    expires_at: datetime
+
+
+class BindingLimit(msgspec.Struct, frozen=True, kw_only=True):
+    """Of all limits above a call, the one with the least left in share of its amount."""
+
+    owner: OwnerKind
+    owner_id: str
+    owner_name: str
+    meter: Meter
+    window: Window
+    amount: int | str
+    used: int | str
+    held: int | str
+    remaining: int | str
+    resets_at: datetime | None
+
+
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
-    """An allocation, its caps, and what this month's calls have used and hold of them."""
+    """An allocation, its caps, and what this month's calls have used and hold of them.
+
+    The effective caps are those with the top-ups that are in force: `state` and `binds` go by them.
+    """
 
     id: str
     name: str
@@ -175,9 +222,14 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     unpriced_calls_this_month: int
     resets_at: datetime | None
     state: State
+    effective_tokens_per_month: int | None
+    effective_cost_usd_per_month: str | None
     cost_projection: ProjectionDocument | None
-    """When its cap is reached; null without one."""
+    """When the effective cap is reached; null without one."""
     tokens_projection: ProjectionDocument | None
+    top_ups: list[TopUpShown]
+    binds: BindingLimit | None
+    """Of its own caps and the limits of all pools above; null: nothing limits it."""
 
 
 class KeyStanding(Standing, frozen=True, kw_only=True):
@@ -241,94 +293,177 @@ class KeyDocument(msgspec.Struct, frozen=True, kw_only=True):
     resets_at: datetime | None
 
 
-def standing(
-    record: AllocationRecord,
-    account: Account | None,
-    period: Period,
-    projections: Mapping[Meter, ProjectionDocument],
-) -> Standing:
-    """Show how an allocation stands in a period; no account: nothing was called yet."""
-    known = account if account is not None else Account("")
-    caps: dict[Meter, int] = {}
-    if record.cap_tokens is not None:
-        caps["tokens"] = record.cap_tokens
-    if record.cap_nano is not None:
-        caps["usd"] = record.cap_nano
-    return Standing(
-        id=record.id,
-        name=record.name,
-        models=record.models,
-        status=record.status,
-        quota_tokens_per_month=record.cap_tokens,
-        tokens_used_this_month=known.used_tokens,
-        tokens_held=known.held_tokens,
-        quota_cost_usd_per_month=_usd(record.cap_nano),
-        cost_used_this_month=nano_to_usd(known.used_nano),
-        cost_held=nano_to_usd(known.held_nano),
-        unpriced_calls_this_month=known.unpriced_calls,
-        resets_at=period.end,
-        state=account_state(record.status, caps, account),
-        cost_projection=projections.get("usd"),
-        tokens_projection=projections.get("tokens"),
-    )
+class Cards:
+    """What is shown of allocations at an instant, read for all of them at once."""
+
+    def __init__(self, calendar: Calendar, at: datetime) -> None:
+        self.calendar = calendar
+        self.at = at
+        self.accounts: dict[str, Account] = {}
+        self.top_ups: dict[str, list[TopUpRecord]] = {}
+        self.pools: dict[str, PoolRecord] = {}
+        self.parents: dict[str, str | None] = {}
+        self.paces: dict[tuple[str, Meter], Pace] = {}
+
+    async def read(self, connection: Connection, records: Sequence[AllocationRecord]) -> None:
+        """Read what the cards of these allocations show."""
+        pool_ids = [record.pool_id for record in records if record.pool_id is not None]
+        self.pools = await pools.above(connection, pool_ids)
+        self.parents = {pool.id: pool.parent_id for pool in self.pools.values()}
+        self.top_ups = await top_ups.in_force(
+            connection, [record.id for record in records], self.at
+        )
+        keys = [self.key(record) for record in records]
+        for pool in self.pools.values():
+            keys += [self.pool_key(pool, limit.window) for limit in pool.limits]
+        self.accounts = await accounts_at(connection, [key.id for key in keys])
+        capped = [record.id for record in records if self.caps(record)]
+        self.paces = await paces(connection, "allocation", capped, self.at)
+
+    def period(self, record: AllocationRecord) -> Period:
+        """Return the month of an allocation, by its own zone."""
+        return self.calendar.of(record.billing_timezone).period("month", self.at)
+
+    def key(self, record: AllocationRecord) -> AccountKey:
+        """Name the account of an allocation's month."""
+        return account_key("allocation", record.id, "month", self.period(record))
+
+    def pool_key(self, pool: PoolRecord, window: Window) -> AccountKey:
+        """Name the account of a pool in a window."""
+        return account_key("pool", pool.id, window, self.calendar.period(window, self.at))
+
+    def account(self, record: AllocationRecord) -> Account:
+        """Return what an allocation used this month; it may be nothing yet."""
+        key = self.key(record)
+        return self.accounts.get(key.id, Account(key.id))
+
+    def caps(self, record: AllocationRecord) -> dict[Meter, int]:
+        """Return the caps that there are, with what tops them up."""
+        caps: dict[Meter, int] = {}
+        for meter in METERS:
+            cap = record.cap(meter)
+            if cap is not None:
+                caps[meter] = cap + top_ups.in_all(self.top_ups[record.id], meter)
+        return caps
+
+    def projection(self, record: AllocationRecord, meter: Meter) -> ProjectionDocument | None:
+        """Tell when a cap is reached, as it is topped up now; None: there is none."""
+        cap = self.caps(record).get(meter)
+        if cap is None:
+            return None
+        return projection(
+            LimitRecord(meter, "month", cap),
+            self.account(record).used(meter),
+            self.paces.get((record.id, meter), UNUSED),
+            self.period(record),
+            self.at,
+            self.calendar.of(record.billing_timezone).zone,
+        )
+
+    def binds(self, record: AllocationRecord) -> Bound | None:
+        """Return the limit that binds an allocation."""
+        account, key = self.account(record), self.key(record)
+        path = [
+            [
+                _bound(key, record.name, LimitRecord(meter, "month", cap), account)
+                for meter, cap in self.caps(record).items()
+            ]
+        ]
+        for pool_id in pools_above(record.pool_id, self.parents):
+            pool = self.pools[pool_id]
+            keys = [self.pool_key(pool, limit.window) for limit in pool.limits]
+            path.append(
+                [
+                    _bound(key, pool.name, limit, self.accounts.get(key.id, Account(key.id)))
+                    for key, limit in zip(keys, pool.limits, strict=True)
+                ]
+            )
+        return binding(path)
+
+    def standing(self, record: AllocationRecord) -> Standing:
+        """Show how an allocation stands."""
+        account, caps, binds = self.account(record), self.caps(record), self.binds(record)
+        return Standing(
+            id=record.id,
+            name=record.name,
+            models=record.models,
+            status=record.status,
+            quota_tokens_per_month=record.cap_tokens,
+            tokens_used_this_month=account.used_tokens,
+            tokens_held=account.held_tokens,
+            quota_cost_usd_per_month=_usd(record.cap_nano),
+            cost_used_this_month=nano_to_usd(account.used_nano),
+            cost_held=nano_to_usd(account.held_nano),
+            unpriced_calls_this_month=account.unpriced_calls,
+            resets_at=self.period(record).end,
+            state=account_state(record.status, caps, account),
+            effective_tokens_per_month=caps.get("tokens"),
+            effective_cost_usd_per_month=_usd(caps.get("usd")),
+            cost_projection=self.projection(record, "usd"),
+            tokens_projection=self.projection(record, "tokens"),
+            top_ups=[
+                TopUpShown(
+                    id=one.id,
+                    meter=one.meter,
+                    amount=in_meter(one.meter, one.amount),
+                    reason=one.reason,
+                    expires_at=one.expires_at,
+                )
+                for one in self.top_ups[record.id]
+            ],
+            binds=None if binds is None else _binding_limit(binds),
+        )
 
 
-async def accounts_of(
-    connection: Connection, allocation_ids: Sequence[str], period: Period
-) -> dict[str, Account]:
-    """Return the month's account of each allocation that has one."""
+async def accounts_at(connection: Connection, ids: Sequence[str]) -> dict[str, Account]:
+    """Return those of these accounts that there are, by id."""
     table = schema.accounts
-    owners = {
-        account_key("allocation", owner_id, "month", period).id: owner_id
-        for owner_id in allocation_ids
-    }
-    columns = [table.c[name] for name in RollingAccount.__struct_fields__]
-    rows = await connection.execute(select(*columns).where(table.c.id.in_(list(owners))))
-    return {owners[row["id"]]: RollingAccount(**row) for row in rows.mappings()}
+    columns = [table.c[name] for name in Account.__struct_fields__]
+    rows = await connection.execute(select(*columns).where(table.c.id.in_(ids)))
+    return {row["id"]: Account(**row) for row in rows.mappings()}
 
 
 async def standings(
     connection: Connection, records: Sequence[AllocationRecord], calendar: Calendar, at: datetime
 ) -> list[Standing]:
-    """Show how allocations stand in this month."""
-    period = calendar.period("month", at)
-    accounts = await accounts_of(connection, [record.id for record in records], period)
-    projected = await cap_projections(connection, records, accounts, calendar, at)
-    return [
-        standing(record, accounts.get(record.id), period, projected[record.id])
-        for record in records
-    ]
+    """Show how allocations stand at an instant."""
+    cards = Cards(calendar, at)
+    await cards.read(connection, records)
+    return [cards.standing(record) for record in records]
 
 
-async def cap_projections(
-    connection: Connection,
-    records: Sequence[AllocationRecord],
-    accounts: Mapping[str, Account],
-    calendar: Calendar,
-    at: datetime,
-) -> dict[str, dict[Meter, ProjectionDocument]]:
-    """Tell when the caps of allocations are reached, by allocation and meter."""
-    capped = [
-        (record, meter, cap)
-        for record in records
-        for meter in METERS
-        if (cap := record.cap(meter)) is not None
-    ]
-    known = await paces(connection, "allocation", [record.id for record, _, _ in capped], at)
-    projected: dict[str, dict[Meter, ProjectionDocument]] = {record.id: {} for record in records}
-    for record, meter, cap in capped:
-        own = calendar.of(record.billing_timezone)
-        projected[record.id][meter] = projection(
-            meter,
-            "month",
-            cap,
-            accounts[record.id].used(meter) if record.id in accounts else 0,
-            known.get((record.id, meter), UNUSED),
-            own.period("month", at),
-            at,
-            own.zone,
-        )
-    return projected
+def in_meter(meter: Meter, value: int) -> int | str:
+    """Write an amount as people read it."""
+    return nano_to_usd(value) if meter == "usd" else value
+
+
+def _bound(key: AccountKey, name: str, limit: LimitRecord, account: Account) -> Bound:
+    return Bound(
+        key.owner,
+        key.owner_id,
+        name,
+        limit.meter,
+        limit.window,
+        limit.amount,
+        account.used(limit.meter),
+        account.held(limit.meter),
+        key.end,
+    )
+
+
+def _binding_limit(bound: Bound) -> BindingLimit:
+    return BindingLimit(
+        owner=bound.owner,
+        owner_id=bound.owner_id,
+        owner_name=bound.owner_name,
+        meter=bound.meter,
+        window=bound.window,
+        amount=in_meter(bound.meter, bound.amount),
+        used=in_meter(bound.meter, bound.used),
+        held=in_meter(bound.meter, bound.held),
+        remaining=in_meter(bound.meter, bound.remaining),
+        resets_at=bound.resets_at,
+    )
 
 
 def limit_standing(
@@ -389,9 +524,7 @@ async def key_views(
         account = accounts.get(ids[record.id, limit.window])
         period = periods[limit.window]
         projected = projection(
-            limit.meter,
-            limit.window,
-            limit.amount,
+            limit,
             account.used(limit.meter) if account is not None else 0,
             known.get((record.id, limit.meter), UNUSED),
             period,
@@ -442,7 +575,8 @@ async def key_document(
     async with database.snapshot() as connection:
         record = await keys.find(connection, key.id)
         opened = await allocations.find_all(connection, key.allocation_ids)
-        accounts = await accounts_of(connection, key.allocation_ids, period)
+        cards = Cards(calendar, at)
+        await cards.read(connection, opened)
         used = UsageRow(
             calls=0, refused_calls=0, unpriced_calls=0, tokens=0, cost_usd="0.00", units={}
         )
@@ -450,15 +584,12 @@ async def key_document(
         async for row in usage_rows(connection, query):
             used = row
         views = await key_views(connection, [] if record is None else [record], calendar, at)
-        projected = await cap_projections(connection, opened, accounts, calendar, at)
     document = KeyDocument(
         id=key.id,
         name=record.name if record is not None else "",
         hint=record.hint if record is not None else "",
         expires_at=key.expires_at,
-        allocations=[
-            _key_standing(one, accounts.get(one.id), period, projected[one.id]) for one in opened
-        ],
+        allocations=[_key_standing(cards, one) for one in opened],
         token_budget=views[0].token_budget if views else None,
         limits=views[0].limits if views else [],
         tokens_used_this_month=used.tokens,
@@ -469,20 +600,17 @@ async def key_document(
     return msgspec.structs.asdict(document)
 
 
-def _key_standing(
-    record: AllocationRecord,
-    account: Account | None,
-    period: Period,
-    projections: Mapping[Meter, ProjectionDocument],
-) -> KeyStanding:
-    known = account if account is not None else Account("")
-    left: dict[Meter, int | None] = {"tokens": None, "usd": None}
-    for meter in left:
-        cap = record.cap(meter)
-        if cap is not None:
-            left[meter] = max(0, cap - known.used(meter) - known.held(meter))
-    shown = msgspec.structs.asdict(standing(record, account, period, projections))
-    return KeyStanding(**shown, tokens_remaining=left["tokens"], cost_remaining=_usd(left["usd"]))
+def _key_standing(cards: Cards, record: AllocationRecord) -> KeyStanding:
+    account, caps = cards.account(record), cards.caps(record)
+    left = {
+        meter: max(0, cap - account.used(meter) - account.held(meter))
+        for meter, cap in caps.items()
+    }
+    return KeyStanding(
+        **msgspec.structs.asdict(cards.standing(record)),
+        tokens_remaining=left.get("tokens"),
+        cost_remaining=_usd(left.get("usd")),
+    )
 
 
 def _usd(nano: int | None) -> str | None:

@@ -1,7 +1,7 @@
 """The vault: what becomes of secrets before they are stored.
 
 Owns the keys derived from the installation's secret: one that digests bearer secrets (member keys,
-admin tokens), one that seals provider credentials. Owns no row.
+admin tokens, tokens of sessions), one that seals provider credentials. Owns no row.
 
 Invariants: a bearer secret is stored only as an HMAC-SHA256 digest; a credential only under
 AES-256-GCM, bound to its row and version, so that sealed values cannot be swapped between rows.
@@ -33,6 +33,10 @@ class Vault:
         """Return the digest under which a bearer secret is stored and looked up."""
         return hmac.digest(self._digest_key, bearer.encode("utf-8", "surrogateescape"), "sha256")
 
+    def csrf_token(self, session_token: str) -> str:
+        """Return what proves, beside its cookie, that a request comes from a session's own page."""
+        return self.digest(f"csrf {session_token}").hex()
+
     def seal(self, credential: str, row_id: str, version: int) -> bytes:
         """Encrypt a credential for one row at one version."""
         nonce = os.urandom(12)
@@ -58,6 +62,11 @@ def new_key() -> str:
 def new_admin_token() -> str:
     """Return a new admin token: 256 random bits."""
     return ADMIN_TOKEN_PREFIX + secrets.token_urlsafe(32)
+
+
+def new_session_token() -> str:
+    """Return a new token of a session: 256 random bits."""
+    return secrets.token_urlsafe(32)
 
 
 def hint_of(bearer: str) -> str:

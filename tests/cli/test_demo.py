@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import signal
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 
@@ -50,6 +53,17 @@ class Demo:
 @pytest.fixture
 def demo(start: Start, tmp_path: Path) -> Demo:
     return Demo(start, tmp_path)
+
+
+@contextlib.contextmanager
+def signed_in(url: str, email: str, password: str) -> Iterator[httpx2.Client]:
+    """A client that a member has signed in with, as their browser would."""
+    with httpx2.Client(base_url=url, headers={"Origin": url}, trust_env=False) as client:
+        answer = client.post("/api/auth/login", json={"email": email, "password": password})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["must_change_password"] is False
+        client.headers["X-CSRF-Token"] = answer.json()["csrf_token"]
+        yield client
 
 
 def allocations(access: dict[str, str]) -> dict[str, dict[str, Any]]:
@@ -105,6 +119,29 @@ def test_everything_that_it_prints_and_writes_works(demo: Demo) -> None:
         },
     )
     assert status == 200
+
+    # The sign-ins.
+    with signed_in(url, access["admin_email"], access["admin_password"]) as admin:
+        pause = {"status": "paused"}
+        path = f"/api/admin/allocations/{access['allocation_id']}"
+        assert admin.patch(path, json=pause, headers={"X-CSRF-Token": ""}).status_code == 403
+        assert admin.patch(path, json=pause).json()["status"] == "paused"
+        assert admin.patch(path, json={"status": "active"}).json()["status"] == "active"
+    with signed_in(url, access["member_email"], access["member_password"]) as member:
+        assert member.get("/api/auth/session").json()["member"]["id"] == access["member_id"]
+        assert member.get("/api/admin/members").status_code == 403
+        opened = {"name": "laptop", "allocation_ids": [access["allocation_id"]]}
+        key = member.post("/api/me/keys", json=opened).json()
+        assert request(words[1], "POST", key["key"], body)[0] == 200
+        nothing = {"limits": [{"meter": "tokens", "window": "day", "amount": 0}]}
+        assert member.patch(f"/api/me/keys/{key['id']}", json=nothing).status_code == 200
+        status, refused = request(words[1], "POST", key["key"], body)
+        assert (status, refused["error"]["code"]) == (429, "quota_exceeded")
+        assert member.delete(f"/api/me/keys/{key['id']}").status_code == 204
+        assert request(words[1], "POST", key["key"], body)[0] == 401
+        cookie = {"Cookie": f"spendgate={member.cookies['spendgate']}"}
+        assert member.post("/api/auth/logout").status_code == 204
+        assert member.get("/api/auth/session", headers=cookie).status_code == 401
 
     # The sample data is there, and was really spent.
     standing = allocations(access)

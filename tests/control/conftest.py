@@ -11,17 +11,20 @@ import httpx2
 import msgspec
 import psycopg
 import pytest
+from argon2 import PasswordHasher
 from litestar import Litestar
 from psycopg_pool import AsyncConnectionPool
 
-from app.control import CONTROL_EXCEPTION_HANDLERS, ControlDeps, control_router
-from app.core.ledger import account_key
-from app.core.windows import Calendar
+from app.control import CONTROL_EXCEPTION_HANDLERS, ControlDeps, control_router, passwords
+from app.core.ledger import OwnerKind, account_key
+from app.core.windows import Calendar, Window
 from app.ids import uuid7
 from app.store.database import Database
 from app.store.directory import Directory
 from app.store.vault import Vault, new_admin_token
+from tests.control.browser import Town
 
+CHEAP = PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)
 SECRET = "a secret of more than thirty-two characters"
 
 
@@ -97,6 +100,10 @@ class Plane:
         body = {"member_id": member_id, "models": models}
         return await self.ok("POST", "/admin/allocations", body | more)
 
+    async def pool(self, **more: Any) -> Any:
+        """Add a pool."""
+        return await self.ok("POST", "/admin/pools", {"name": f"pool {uuid7()}"} | more)
+
     async def key(self, member_id: str, *allocation_ids: str, **more: Any) -> Any:
         """Add a key."""
         body = {"member_id": member_id, "name": "laptop", "allocation_ids": allocation_ids}
@@ -142,10 +149,19 @@ class Plane:
         self.sql(f"INSERT INTO calls ({names}) VALUES ({marks})", *row.values())
         return str(row["id"])
 
-    def account(self, allocation_id: str, **totals: int) -> str:
-        """Write the current month's account of an allocation."""
-        period = Calendar(self.zone).period("month", datetime.now(UTC))
-        key = account_key("allocation", allocation_id, "month", period)
+    def account(
+        self,
+        owner_id: str,
+        *,
+        owner: OwnerKind = "allocation",
+        window: Window = "month",
+        zone: str | None = None,
+        at: datetime | None = None,
+        **totals: int,
+    ) -> str:
+        """Write an account of an owner, an allocation's of this month unless told otherwise."""
+        period = Calendar(self.zone).of(zone).period(window, at or datetime.now(UTC))
+        key = account_key(owner, owner_id, window, period)
         row: dict[str, Any] = {
             "id": key.id,
             "owner": key.owner,
@@ -214,3 +230,13 @@ async def plane(database_url: str, zone: ZoneInfo) -> AsyncIterator[Plane]:
         await directory.stop()
         await pool.close()
         await database.close()
+
+
+@pytest.fixture
+async def town(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Town]:
+    """Members with passwords, which cost little to compare, and browsers to sign in with."""
+    monkeypatch.setattr(passwords, "HASHER", CHEAP)
+    town = Town(plane)
+    yield town
+    for browser in town.browsers:
+        await browser.client.aclose()

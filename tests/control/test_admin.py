@@ -211,6 +211,10 @@ async def test_an_allocation_is_stored_and_shown_with_its_caps(plane: Any) -> No
         "overrun_policy": "last_call",
         "ledger_outage": "allow",
         "unpriced": "deny",
+        "billing_timezone": "Asia/Kathmandu",
+        "floor_tokens": 10**10,
+        "locked": True,
+        "service": True,
     }
     added = await plane.ok("POST", "/admin/allocations", body)
     assert shown(added, body) == body
@@ -234,11 +238,17 @@ async def test_a_patch_of_an_allocation_changes_what_it_names_and_null_clears(pl
         "overrun_policy": "last_call",
         "ledger_outage": "allow",
         "unpriced": "deny",
+        "floor_tokens": 7,
+        "locked": True,
+        "service": True,
         "quota_tokens_per_month": None,
     }
     changed = await plane.ok("PATCH", path, patch)
-    expected = tenant.allocation | patch | {"state": "paused", "tokens_projection": None}
+    limited = {"effective_tokens_per_month": None, "binds": changed["binds"]}
+    unlimited = {"tokens_projection": None}
+    expected = tenant.allocation | patch | {"state": "paused"} | limited | unlimited
     assert changed == expected
+    assert changed["binds"]["owner_name"] == "Autumn"
     assert changed["quota_cost_usd_per_month"] == "1.00"
     cleared = await plane.ok("PATCH", path, {"quota_cost_usd_per_month": None, "status": "active"})
     assert cleared["quota_cost_usd_per_month"] is None

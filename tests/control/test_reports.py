@@ -458,7 +458,9 @@ async def test_running_sessions_are_paged_filtered_and_each_members_own(plane: A
     assert (await plane.ok("GET", other, bearer=tenants[0].secret))["items"] == []
 
 
-async def test_a_session_is_told_to_stop_by_admins_alone_and_that_is_in_the_log(plane: Any) -> None:
+async def test_a_session_is_told_to_stop_by_an_admin_but_by_no_key_and_that_is_in_the_log(
+    plane: Any,
+) -> None:
     tenant = await plane.tenant("m1")
     id, call = hold(plane, tenant), hold(plane, tenant, endpoint="chat/completions")
     for area in ("me", "admin"):

@@ -5,8 +5,10 @@ the arrow the cap it gets; `locked` and `service` are words in between, a cap of
 """
 
 import inspect
+from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from itertools import permutations
+from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
@@ -15,7 +17,8 @@ from hypothesis import strategies as st
 
 from app.core import rebalance as module
 from app.core.money import AMOUNT_TOKENS_MAX
-from app.core.rebalance import CannotRebalance, Change, Rebalance, Share, rebalance
+from app.core.rebalance import CannotRebalance, Change, Rebalance, Share, is_due, rebalance
+from app.core.windows import period_of
 
 SCENARIOS = {
     "by last month's use": """
@@ -226,6 +229,39 @@ def test_usd_caps_do_not_exist_here() -> None:
             if field.type in (int, int | None) and struct in (Share, Change, Rebalance):
                 assert field.name.endswith("_tokens")
     assert not any(word in name for name in vars(module) for word in ("usd", "nano", "NANO"))
+
+
+DUE: list[tuple[str, str, list[str], bool]] = [
+    # when, the pool's zone, those of the allocations -> whether
+    ("2026-03-01T00:00:00+00:00", "UTC", [], True),
+    ("2026-03-01T00:00:00+00:00", "UTC", ["UTC"], True),
+    ("2026-03-02T23:59:59+00:00", "UTC", ["UTC"], True),
+    ("2026-03-03T00:00:00+00:00", "UTC", ["UTC"], False),
+    ("2026-03-17T00:00:00+00:00", "UTC", [], False),
+    ("2026-02-28T23:59:59+00:00", "UTC", ["UTC"], False),
+    # It waits for the last to begin the month, and does not begin with the first.
+    ("2026-03-01T07:59:59+00:00", "UTC", ["UTC", "America/Los_Angeles"], False),
+    ("2026-03-01T08:00:00+00:00", "UTC", ["UTC", "America/Los_Angeles"], True),
+    ("2026-02-28T10:00:00+00:00", "UTC", ["Pacific/Kiritimati"], False),
+    ("2026-03-01T00:00:00+00:00", "UTC", ["Pacific/Kiritimati"], True),
+    ("2026-03-01T10:59:59+00:00", "Pacific/Kiritimati", ["Pacific/Pago_Pago"], False),
+    ("2026-03-01T11:00:00+00:00", "Pacific/Kiritimati", ["Pacific/Pago_Pago"], True),
+]
+
+
+@pytest.mark.parametrize(("when", "zone", "zones", "due"), DUE)
+def test_a_run_is_due_when_the_month_has_begun_for_everyone(
+    when: str, zone: str, zones: list[str], due: bool
+) -> None:
+    at = datetime.fromisoformat(when)
+    month = period_of("month", at, ZoneInfo(zone))
+    months = [period_of("month", at, ZoneInfo(one)) for one in zones]
+    assert is_due(at, month, months) is due
+
+
+def test_a_run_is_never_due_before_its_month() -> None:
+    month = period_of("month", datetime(2026, 3, 1, tzinfo=UTC), ZoneInfo("UTC"))
+    assert not is_due(month.start - timedelta(seconds=1), month, [])
 
 
 AMOUNTS = st.integers(0, 10) | st.integers(0, 10**10) | st.integers(0, AMOUNT_TOKENS_MAX // 20)

@@ -192,6 +192,77 @@ async def test_a_limit_is_kept_but_for_what_was_there_before_it(
     assert [(one.invariant, one.found) for one in wrong] == ([] if sound else [("I3", "17 tokens")])
 
 
+END = "(date_trunc('month', now(), 'UTC') + interval '1 month')"
+TOPPED_UP = """
+INSERT INTO top_ups (id, owner_id, meter, window_kind, amount, starts_at, expires_at, reason, actor)
+SELECT gen_random_uuid(), owner_id, {}, {}, n, {}, {}, 'more', 'ops'
+FROM limits, generate_series(7, 9, 2) AS n
+"""
+
+
+@pytest.mark.parametrize(
+    ("meter", "window", "starts_at", "expires_at", "sound"),
+    [
+        ("meter", "window_kind", "now()", "now() + interval '1 day'", True),
+        # Over by now, or not begun yet when most was used: it was there at some moment.
+        ("meter", "window_kind", "now() - interval '9 days'", "now()", True),
+        ("meter", "window_kind", END + " - interval '1 us'", END + " + interval '9 days'", True),
+        # In another month, for another meter, in another window.
+        ("meter", "window_kind", "now() - interval '70 days'", "now() - interval '40 days'", False),
+        ("meter", "window_kind", END, END + " + interval '9 days'", False),
+        ("'usd'", "window_kind", "now()", "now() + interval '1 day'", False),
+        ("meter", "'day'", "now()", "now() + interval '1 day'", False),
+    ],
+)
+async def test_a_limit_is_kept_with_what_topped_it_up_in_the_period(
+    rows: Rows,
+    ledger: Ledger,
+    meter: str,
+    window: str,
+    starts_at: str,
+    expires_at: str,
+    sound: bool,
+) -> None:
+    await rows.limit("tokens", 10**6)
+    settled, flying = Call(), Call()
+    for call in (settled, flying):
+        await call.reserve(ledger)
+    await settled.settle(ledger)
+    await rows.all("UPDATE limits SET amount = 1, baseline = 0")
+    await rows.all(TOPPED_UP.format(meter, window, starts_at, expires_at))
+    found = [] if sound else ["I3"]
+    assert [one.invariant for one in await reconcile(rows.dsn)] == found
+    # One token more than the cap and both top-ups is one too many.
+    await rows.all("UPDATE limits SET amount = 0")
+    assert [one.invariant for one in await reconcile(rows.dsn)] == ["I3"]
+
+
+async def test_a_month_that_was_left_for_another_zones_is_not_judged(
+    rows: Rows, ledger: Ledger
+) -> None:
+    await rows.limit("tokens", 10**6)
+    call = Call()
+    await call.reserve(ledger)
+    await rows.all("UPDATE limits SET amount = 1, baseline = 0, baseline_account = %s", POOL)
+    assert [one.invariant for one in await reconcile(rows.dsn)] == ["I3"]
+    of_zone = (
+        "INSERT INTO accounts (id, owner, owner_id, window_kind, period_start, period_end)"
+        " SELECT %s, owner, {}, window_kind, period_start + interval '5 hours', period_end"
+        " FROM accounts"
+    )
+    await rows.all(of_zone.format("gen_random_uuid()"), POOL)
+    assert [one.invariant for one in await reconcile(rows.dsn)] == ["I3"], "it is someone else's"
+    await rows.all("DELETE FROM accounts WHERE id = %s", POOL)
+    await rows.all(of_zone.format("owner_id"), POOL)
+    assert await reconcile(rows.dsn) == []
+    await rows.all(
+        "UPDATE accounts SET period_start = period_start - interval '40 days',"
+        " period_end = period_end - interval '40 days' WHERE id = %s",
+        POOL,
+    )
+    assert [one.invariant for one in await reconcile(rows.dsn)] == ["I3"], "it was another month"
+
+
 async def test_a_lifetime_is_never_over(rows: Rows) -> None:
     await rows.all(
         "INSERT INTO accounts (id, owner, owner_id, window_kind, period_start, held_tokens)"
