@@ -255,8 +255,8 @@ class LimitStanding(msgspec.Struct, frozen=True, kw_only=True):
     percent: float | None
     exceeded: bool
     resets_at: datetime | None
+    projection: ProjectionDocument
     recovers_at: datetime | None = None
-    projection: ProjectionDocument | None = None
 
 
 class KeyView(msgspec.Struct, frozen=True, kw_only=True):
@@ -470,7 +470,7 @@ def limit_standing(
     limit: LimitRecord,
     account: Account | None,
     period: Period,
-    projected: ProjectionDocument | None = None,
+    projected: ProjectionDocument,
 ) -> LimitStanding:
     """Show how a limit stands in a period; no account: nothing was called yet."""
     known = account if account is not None else Account("")
