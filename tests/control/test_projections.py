@@ -100,6 +100,26 @@ async def test_the_pace_of_a_pool_is_that_of_all_allocations_below_it(
     assert abs(since - ago(days=2)) < timedelta(minutes=1)
 
 
+async def test_a_limit_of_a_pool_is_reached_at_the_pace_of_its_allocations(
+    plane: Any, books: Books
+) -> None:
+    pool = await plane.pool()
+    tenants = [await plane.tenant("m1", pool_id=pool["id"]) for _ in range(2)]
+    price = await books.price("m1", input_token="1")
+    more = {"pools": [pool["id"]], "price_id": price}
+    await books.spend(tenants[0], {"input_token": 1}, USD, at=ago(days=5), **more)
+    for tenant in tenants:
+        await books.spend(tenant, {"input_token": 12}, 12 * USD, at=ago(hours=1), **more)
+    limits = [{"meter": "usd", "window": "lifetime", "amount": "73"}]
+    changed = await plane.ok("PATCH", f"/admin/pools/{pool['id']}", {"limits": limits})
+    [limit] = changed["limits"]
+    assert limit["used"] == "25.00"
+    told = limit["projection"]
+    assert (told["state"], told["basis"], told["per_day"]) == ("projected", "day", "24.00")
+    # 48 USD are left, at 24 a day.
+    assert abs(datetime.fromisoformat(told["at"]) - ago(days=-2)) < timedelta(minutes=1)
+
+
 async def test_a_cap_says_when_it_is_reached_wherever_it_is_shown(plane: Any, books: Books) -> None:
     tenant = await plane.tenant("m1", quota_cost_usd_per_month=1000)
     card = await plane.ok("GET", f"/admin/allocations/{tenant.allocation['id']}")
