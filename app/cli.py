@@ -289,7 +289,7 @@ def serve(migrate: bool, **options: str | None) -> None:
 @main.command(epilog=_example("spendgate worker --database-url postgresql://db.internal/spendgate"))
 @_settings()
 def worker(**options: str | None) -> None:
-    """Run the reaper and the jobs alone, without serving.
+    """Run the reaper, the alerts and the jobs alone, without serving.
 
     For installations whose serving processes have SPENDGATE_WORKER=false. Any number may run.
     """
@@ -313,6 +313,7 @@ async def _work(settings: Settings, dsn: str, signals: Signals) -> None:
         await gateway.pool.open()
         await gateway.ledger.start()
         await gateway.worker.start()
+        await gateway.delivery.start()
         log.info("working", reaper_period_s=settings.reaper_period_s)
         await stop.wait()
         await gateway.stop()

@@ -29,11 +29,13 @@ from app.control.browser import COOKIE, CSRF_HEADER, SECURE_COOKIE
 from app.core.ledger import Surroundings
 from app.core.preflight import Paths
 from app.core.windows import Calendar
+from app.delivery import Delivery
 from app.gateway.door import Door
 from app.gateway.exchange import Exchange
 from app.gateway.realtime import Sessions
 from app.gateway.upstream import Upstream
 from app.monthly import Monthly
+from app.receivers import Receivers
 from app.settings import Settings, psycopg_dsn
 from app.store.answers import Answers
 from app.store.chats import Chats
@@ -119,6 +121,15 @@ class Gateway:
             reaper_period_s=settings.reaper_period_s,
             share_out=self.monthly.share_out,
         )
+        self.receivers = Receivers(settings.webhook_private_cidrs)
+        self.delivery = Delivery(
+            self.pool,
+            self.vault,
+            self.receivers,
+            retry_s=settings.webhook_retry_s,
+            mail_server=settings.smtp_url,
+            mail_from=settings.smtp_from,
+        )
 
     async def start(self) -> None:
         """Start every part; PostgreSQL may come later."""
@@ -129,6 +140,7 @@ class Gateway:
         await self.ledger.start()
         if self.settings.worker:
             await self.worker.start()
+            await self.delivery.start()
         # What has been loaded so far stays: collecting garbage need not look at it again.
         gc.collect()
         gc.freeze()
@@ -138,6 +150,8 @@ class Gateway:
     async def stop(self) -> None:
         """Stop in the order in which parts need each other; queued settlements are finished."""
         await self.worker.stop()
+        await self.delivery.stop()
+        self.receivers.close()
         await self.ledger.stop()
         await self.directory.stop()
         await self.upstream.close()
@@ -230,6 +244,8 @@ def create_app(settings: Settings, database_url: str) -> Front:
             calendar=gateway.calendar,
             directory=gateway.directory,
             clock=lambda: datetime.now(UTC),
+            receivers=gateway.receivers,
+            mails=settings.smtp_url is not None,
             trusted_proxies=settings.trusted_proxies,
         )
     )

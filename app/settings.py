@@ -24,6 +24,7 @@ import zoneinfo
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, Self
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -33,10 +34,23 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 LogFormat = Literal["json", "console"]
 
 SECRET_LENGTH_MIN: Final = 8
+SECRETS: Final = frozenset({"SECRET_KEY", "DATABASE_URL", "SMTP_URL"})
+"""Variables that are secrets or hold one: no error quotes them."""
 
 
 class SettingsError(ValueError):
     """A variable cannot be used. The message names it, says what is wrong and shows a right one."""
+
+
+class MailServer(msgspec.Struct, frozen=True):
+    """Where mail is handed in."""
+
+    host: str
+    port: int
+    tls: bool
+    """Whether TLS begins with the connection, rather than when the server offers it."""
+    username: str | None
+    password: str | None
 
 
 class Variable(msgspec.Struct, frozen=True):
@@ -130,6 +144,33 @@ def _networks(text: str) -> tuple[Network, ...]:
         except ValueError as error:
             raise ValueError(f"must be networks with commas between them: {error}") from None
     return tuple(networks)
+
+
+def _smtp(text: str) -> MailServer:
+    # Never quoted back: it may carry a password.
+    example = "must be an address such as smtp://mail.example.com:587"
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError(example) from None
+    if parts.scheme not in ("smtp", "smtps") or not host:
+        raise ValueError(example)
+    if parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError("must have nothing after the host and the port")
+    if (parts.username is None) != (parts.password is None):
+        raise ValueError("must have a user name and a password, or neither")
+    username = None if parts.username is None else unquote(parts.username)
+    password = None if parts.password is None else unquote(parts.password)
+    tls = parts.scheme == "smtps"
+    usual = 465 if tls else 25 if username is None else 587
+    return MailServer(host, port or usual, tls, username, password)
+
+
+def _mail_address(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]+@[A-Za-z0-9.-]+", text):
+        raise ValueError("must be an address such as spendgate@example.com")
+    return text
 
 
 def _database(text: str) -> str:
@@ -258,6 +299,21 @@ VARIABLES: Final[tuple[Variable, ...]] = (
         default="none",
     ),
     Variable(
+        name="SMTP_URL",
+        help="mail server that alerts are mailed by: smtp:// takes to TLS if the server offers it, "
+        "and insists if there is a password; smtps:// begins with it; unset, no alert is mailed",
+        parse=_smtp,
+        example="smtps://spendgate:password@mail.example.com:465",
+        default="none",
+    ),
+    Variable(
+        name="SMTP_FROM",
+        help="address that mailed alerts come from",
+        parse=_mail_address,
+        example="spendgate@example.com",
+        default="spendgate@localhost",
+    ),
+    Variable(
         name="TRUSTED_PROXIES",
         help="networks of the proxies whose X-Forwarded-For tells who signs in, with commas "
         "between them",
@@ -372,6 +428,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     first_frame_s: float = 10.0
     webhook_retry_s: float = 5.0
     webhook_private_cidrs: tuple[Network, ...] = ()
+    smtp_url: MailServer | None = None
+    smtp_from: str = "spendgate@localhost"
     trusted_proxies: tuple[Network, ...] = ()
     max_body_bytes: int = 32 * 2**20
     upstream_connect_timeout_s: float = 10.0
@@ -435,11 +493,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return _read_secret(path)
 
     def __repr__(self) -> str:
-        # The database address and the secret are left out: a repr ends up in logs.
+        # The secret, and the addresses that hold passwords, are left out: a repr ends up in logs.
         shown = (
             f"{name}={getattr(self, name)!r}"
             for name in self.__struct_fields__
-            if name not in {"secret", "database_url"}
+            if name not in {"secret", "database_url", "smtp_url"}
         )
         return f"Settings({', '.join(shown)})"
 
@@ -459,7 +517,7 @@ def _read_secret(path: Path) -> bytes:
 
 
 def _complaint(variable: Variable, text: str, wrong: str) -> str:
-    shown = "" if variable.name in {"SECRET_KEY", "DATABASE_URL"} else f" (it is {text!r})"
+    shown = "" if variable.name in SECRETS else f" (it is {text!r})"
     complaint = f"{variable.env} {wrong}{shown}. Right would be: {variable.example}"
     if variable.name == "PORT" and text.startswith("tcp://"):
         complaint += (

@@ -1,8 +1,9 @@
 """The worker: what has to happen without anyone asking.
 
 Owns the reaper (holds past their deadline are settled as recovered), making the partitions of
-coming months, dropping answers that are no longer replayed, and the pace of the monthly work (see
-`monthly`). Owns no decision: `core.ledger` says what a recovered call is billed.
+coming months, dropping what is kept for a while (answers that are replayed, alerts that arrived),
+and the pace of the monthly work (see `monthly`). Owns no decision: `core.ledger` says what a
+recovered call is billed.
 
 Invariants: any number of workers may run; an advisory lock leaves each round to one of them, and
 the ledger makes doing a thing twice harmless. A worker that stalls, or that meets what it cannot
@@ -18,6 +19,7 @@ import psycopg
 import structlog
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from app.store import deliveries
 from app.store.ledger import Ledger, LedgerUnavailable
 from app.tasks import cancelled
 
@@ -113,7 +115,7 @@ class Worker:
                     return settled
 
     async def keep_house(self) -> None:
-        """Make the partitions of this month and the next ones; drop answers of yesterday."""
+        """Make the partitions of this month and the next ones; drop what is kept for a while."""
         async with self.pool.connection() as connection:
             # Making a partition locks the table of calls for a moment, and whoever waits for that
             # lock keeps everyone behind it waiting.
@@ -126,3 +128,4 @@ class Worker:
                 "DELETE FROM answers WHERE created_at < now() - interval '1 day'"
             )
             await connection.execute("RESET lock_timeout")
+            await deliveries.prune(connection)

@@ -13,6 +13,7 @@ import pytest
 
 from app.settings import (
     VARIABLES,
+    MailServer,
     Settings,
     SettingsError,
     psycopg_dsn,
@@ -32,7 +33,7 @@ def test_with_nothing_set_every_default_is_the_one_that_the_help_shows() -> None
     settings = Settings.from_env(HOME)
     assert settings.data_dir == Path("/home/ada/.local/share/spendgate")
     for variable in VARIABLES:
-        if variable.name in {"DATABASE_URL", "SECRET_KEY"}:
+        if variable.name in {"DATABASE_URL", "SECRET_KEY", "SMTP_URL"}:
             assert getattr(settings, variable.field) is None
         elif variable.name in {"WEBHOOK_PRIVATE_CIDRS", "TRUSTED_PROXIES"}:
             assert getattr(settings, variable.field) == ()
@@ -62,6 +63,11 @@ def test_every_example_is_right_and_every_help_is_one_line(variable) -> None:
         ("MAX_BODY_BYTES", "1048576", 2**20),
         ("WORKER", "off", False),
         ("LOG_LEVEL", "WARNING", "warning"),
+        ("SMTP_URL", "smtp://mail", MailServer("mail", 25, False, None, None)),
+        ("SMTP_URL", "smtp://u:p%40ss@mail/", MailServer("mail", 587, False, "u", "p@ss")),
+        ("SMTP_URL", "smtps://mail", MailServer("mail", 465, True, None, None)),
+        ("SMTP_URL", "smtp://[::1]:2525", MailServer("::1", 2525, False, None, None)),
+        ("SMTP_FROM", "a.b+c@example.com", "a.b+c@example.com"),
         (
             "WEBHOOK_PRIVATE_CIDRS",
             "10.0.0.0/8, fd00::/8",
@@ -96,6 +102,14 @@ def test_a_value_is_read(name: str, text: str, value: object) -> None:
         ("LOG_FORMAT", "xml", "must be one of json, console"),
         ("DATABASE_URL", "mysql://root:hunter2@h/d", "must begin with postgresql://"),
         ("SECRET_KEY", "hunter", "at least 8 characters"),
+        ("SMTP_URL", "mail:25", "must be an address such as smtp://"),
+        ("SMTP_URL", "http://u:hunter2@mail", "must be an address such as smtp://"),
+        ("SMTP_URL", "smtp://", "must be an address such as smtp://"),
+        ("SMTP_URL", "smtp://mail:x", "must be an address such as smtp://"),
+        ("SMTP_URL", "smtp://u:hunter2@mail/x", "nothing after the host"),
+        ("SMTP_URL", "smtp://hunter2@mail", "a user name and a password, or neither"),
+        ("SMTP_FROM", "Spendgate <a@example.com>", "must be an address such as"),
+        ("SMTP_FROM", "a@b@c", "must be an address such as"),
         ("DATA_DIR", "~no-such-user-here/x", "not known here"),
     ],
 )
@@ -135,6 +149,7 @@ def test_settings_do_not_change_and_show_no_secret() -> None:
             **HOME,
             "SPENDGATE_SECRET_KEY": "hunter2" * 8,
             "SPENDGATE_DATABASE_URL": "postgresql://u:hunter2@h/d",
+            "SPENDGATE_SMTP_URL": "smtp://u:hunter2@h",
         }
     )
     with pytest.raises(AttributeError):

@@ -1,8 +1,8 @@
 """The control plane: `/api/*`, where admins set up and members look.
 
 Owns the protocol of it: who is let in (`desk`, `auth`), what bodies and documents look like
-(`wire`, `admin`, `pools`, `top_ups`, `own_keys`, `reports`), and how it says no (`errors`). Owns no
-SQL and no rule of the ledger.
+(`wire`, `admin`, `pools`, `top_ups`, `alerts`, `own_keys`, `reports`), and how it says no
+(`errors`). Owns no SQL and no rule of the ledger.
 
 A change takes one path: the gate names the actor, the handler checks single values, and one
 transaction checks them against what there is, writes, and leaves the audit event.
@@ -16,6 +16,7 @@ from litestar.di import Provide
 from litestar.openapi.spec import SecurityRequirement
 
 from app.control.admin import admin_routers
+from app.control.alerts import alert_router
 from app.control.auth import auth_router
 from app.control.corrections import correction_router
 from app.control.desk import ControlDeps, Envelope, Gate, desk_for
@@ -49,6 +50,7 @@ def control_router(deps: ControlDeps) -> Router:
                     *admin_routers(),
                     pool_router(),
                     top_up_router(),
+                    alert_router(),
                     report_router(),
                     correction_router(),
                 ],

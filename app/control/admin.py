@@ -45,6 +45,7 @@ from app.control.records import found as _shown
 from app.control.records import given as _given
 from app.control.records import page as _page
 from app.control.records import update as _update
+from app.control.rules import NewSecret, read_key_threshold, read_webhook, set_key_alert
 from app.control.wire import Input, Page
 from app.core.access import (
     Allocation,
@@ -819,9 +820,11 @@ class OwnKeyInput(Input):
 
 
 class KeyInput(OwnKeyInput, kw_only=True):
-    """The same, for whichever member it is to be."""
+    """The same, for whichever member it is to be, and whom it tells at how many tokens."""
 
     member_id: UUID
+    alert_threshold: int | None = None
+    alert_webhook: str | None = None
 
 
 class KeyPatch(Input):
@@ -833,10 +836,18 @@ class KeyPatch(Input):
     one_shot: bool | UnsetType = UNSET
     token_budget: int | UnsetType | None = UNSET
     limits: list[LimitInput] | UnsetType = UNSET
+    alert_threshold: int | UnsetType | None = UNSET
+    alert_webhook: str | UnsetType | None = UNSET
     reason: str | None = None
 
 
-class KeyWithSecret(KeyView, frozen=True, kw_only=True):
+class ChangedKey(KeyView, frozen=True, kw_only=True):
+    """A key and, if its webhook is new, the secret that is signed with, shown this once."""
+
+    webhook_secret: str | UnsetType = UNSET
+
+
+class KeyWithSecret(ChangedKey, frozen=True, kw_only=True):
     """A key with its secret, which is shown this once."""
 
     key: str
@@ -880,11 +891,20 @@ async def _set_limits(
 @post("/keys", summary="Add a key; the answer alone shows its secret")
 async def add_key(data: JSONBody[KeyInput], desk: NamedDependency[Desk]) -> KeyWithSecret:
     """The model of a call picks the allocation, so no two of a key may share one."""
-    return await make_key(desk, str(data.member_id), data)
+    threshold, webhook = read_key_threshold(data.alert_threshold), data.alert_webhook
+    if webhook is not None:
+        await read_webhook(desk.deps, "alert_webhook", webhook)
+    return await make_key(desk, str(data.member_id), data, threshold, webhook)
 
 
-async def make_key(desk: Desk, member_id: str, data: OwnKeyInput) -> KeyWithSecret:
-    """Add a key of a member."""
+async def make_key(
+    desk: Desk,
+    member_id: str,
+    data: OwnKeyInput,
+    threshold: int | None = None,
+    webhook: str | None = None,
+) -> KeyWithSecret:
+    """Add a key of a member, and where it alerts at how many tokens, if it does."""
     id, secret = uuid7(), new_key()
     name = wire.text("name", data.name)
     limits: dict[LimitName, int | None] = {**read_limits(data.limits)}
@@ -895,8 +915,9 @@ async def make_key(desk: Desk, member_id: str, data: OwnKeyInput) -> KeyWithSecr
     if data.expires_at is not None:
         expires_at = wire.instant("expires_at", data.expires_at)
     allocation_ids = wire.distinct("allocation_ids", [str(one) for one in data.allocation_ids])
+    new = NewSecret()
 
-    async def work(change: Change) -> KeyRecord:
+    async def work(change: Change) -> tuple[KeyRecord, str | UnsetType]:
         if await catalogue.members.find(change.connection, member_id) is None:
             raise invalid("member_id", "is no member's")
         await _fit_one_key(change, member_id, allocation_ids)
@@ -914,9 +935,11 @@ async def make_key(desk: Desk, member_id: str, data: OwnKeyInput) -> KeyWithSecr
         added = await _again(change, catalogue.keys, id)
         await change.record("key_created", "key", id, after=added)
         await _set_limits(change, added, limits, None)
-        return await _again(change, catalogue.keys, id)
+        signed_with = await set_key_alert(change, added, threshold, webhook, new, None)
+        return await _again(change, catalogue.keys, id), signed_with
 
-    return await _with_secret(desk, await desk.write(work), secret)
+    record, signed_with = await desk.write(work)
+    return await _with_secret(desk, record, secret, signed_with)
 
 
 @get("/keys", summary="List keys, newest first")
@@ -937,9 +960,11 @@ async def show_key(id: FromPath[str], desk: NamedDependency[Desk]) -> KeyView:
     return await key_view(desk, record)
 
 
-async def _with_secret(desk: Desk, record: KeyRecord, secret: str) -> KeyWithSecret:
+async def _with_secret(
+    desk: Desk, record: KeyRecord, secret: str, signed_with: str | UnsetType = UNSET
+) -> KeyWithSecret:
     view = await key_view(desk, record)
-    return KeyWithSecret(**msgspec.structs.asdict(view), key=secret)
+    return KeyWithSecret(**msgspec.structs.asdict(view), key=secret, webhook_secret=signed_with)
 
 
 async def key_view(desk: Desk, record: KeyRecord) -> KeyView:
@@ -955,7 +980,7 @@ async def _key_views(desk: Desk, records: Sequence[KeyRecord]) -> list[KeyView]:
 @patch("/keys/{id:str}", summary="Change a key")
 async def change_key(
     id: FromPath[str], data: JSONBody[KeyPatch], desk: NamedDependency[Desk]
-) -> KeyView:
+) -> ChangedKey:
     """A new limit holds for the next call on every replica, and counts what was used before."""
     key_id = wire.path_id(id, "key")
     values = _given(one_shot=data.one_shot)
@@ -972,9 +997,15 @@ async def change_key(
 
     asked = None if data.limits is UNSET else read_limits(data.limits)
     budget = UNSET if data.token_budget is UNSET else read_budget(data.token_budget, asked or {})
+    threshold, webhook = data.alert_threshold, data.alert_webhook
+    if isinstance(threshold, int):
+        read_key_threshold(threshold)
+    if isinstance(webhook, str):
+        await read_webhook(desk.deps, "alert_webhook", webhook)
+    new = NewSecret()
     reason = wire.reason(data.reason)
 
-    async def work(change: Change) -> KeyRecord:
+    async def work(change: Change) -> tuple[KeyRecord, str | UnsetType]:
         key = await key_to_change(change, key_id)
         if allocation_ids:
             await _fit_one_key(change, key.member_id, allocation_ids)
@@ -985,9 +1016,13 @@ async def change_key(
             wanted |= asked
         if budget is not UNSET and wanted.get(BUDGET) is None:
             wanted[BUDGET] = budget
-        return await store_key(change, key, values, wanted, reason)
+        key = await store_key(change, key, values, wanted, reason)
+        signed_with = await set_key_alert(change, key, threshold, webhook, new, reason)
+        return await _again(change, catalogue.keys, key_id), signed_with
 
-    return await key_view(desk, await desk.write(work))
+    record, signed_with = await desk.write(work)
+    view = msgspec.structs.asdict(await key_view(desk, record))
+    return ChangedKey(**view, webhook_secret=signed_with)
 
 
 @post("/keys/{id:str}/rotate", status_code=200, summary="Give a key a new secret")

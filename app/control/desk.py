@@ -36,6 +36,7 @@ from app.control.errors import Refused, request_id_of
 from app.core.access import Role, key_refusal
 from app.core.sign_in import session_end
 from app.core.windows import Calendar
+from app.receivers import Receivers
 from app.settings import Network
 from app.store import catalogue, journal, sign_in
 from app.store.database import Connection, Database
@@ -60,6 +61,9 @@ class ControlDeps:
     calendar: Calendar
     directory: Directory
     clock: Callable[[], datetime]
+    receivers: Receivers = field(default_factory=Receivers)
+    mails: bool = False
+    """Whether there is a mail server that alerts can be mailed by."""
     trusted_proxies: tuple[Network, ...] = ()
     """Whose word on the address of a client is taken."""
     sign_ins: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(SIGN_INS_AT_ONCE))

@@ -245,6 +245,13 @@ class RequestRaised(msgspec.Struct, frozen=True, tag_field="event", tag="request
     timestamp: datetime
 
 
+class Trial(msgspec.Struct, frozen=True, tag_field="event", tag="test"):
+    """Tells nothing but that it arrived: somebody tries a destination out."""
+
+    destination_id: str
+    timestamp: datetime
+
+
 Body = (
     TokenThresholdCrossed
     | CostThresholdCrossed
@@ -252,7 +259,13 @@ Body = (
     | UnpricedModelSeen
     | RealtimeSessionCut
     | RequestRaised
+    | Trial
 )
+
+ListedKind = Literal[
+    "allocation_exhausted", "realtime_session_cut", "request_raised", "unpriced_model_seen"
+]
+"""What a destination lists to be told of; of thresholds it is told by its rules."""
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -406,6 +419,11 @@ def request_event(
             _utc(at),
         ),
     )
+
+
+def trial_event(trial_id: str, destination_id: str, at: datetime) -> Event:
+    """Make an event that tries a destination out; each trial is an event of its own."""
+    return Event(_event_id("test", trial_id), Trial(destination_id, _utc(at)))
 
 
 def _event_id(*parts: str | int) -> str:

@@ -169,6 +169,8 @@ class KeyRecord(msgspec.Struct, frozen=True):
     revoked_at: datetime | None
     created_at: datetime
     limits: list[LimitRecord]
+    alert_threshold: int | None
+    alert_webhook: str | None
 
 
 class Collection(Generic[Record]):
@@ -257,6 +259,22 @@ def _limits_of(owners: Table) -> ColumnElement[Any]:
     )
 
 
+def _alert() -> list[ColumnElement[Any]]:
+    """Return where a key alerts, and at how many tokens: its own destination, and its one rule."""
+    destinations, rules = schema.destinations, schema.alert_rules
+    own = destinations.c.key_id == schema.keys.c.id
+    address = select(destinations.c.address).where(own)
+    threshold = (
+        select(func.min(rules.c.threshold))
+        .join_from(rules, destinations, rules.c.destination_id == destinations.c.id)
+        .where(own)
+    )
+    return [
+        threshold.scalar_subquery().label("alert_threshold"),
+        address.scalar_subquery().label("alert_webhook"),
+    ]
+
+
 def _cap(meter: Meter, label: str) -> ColumnElement[Any]:
     limits = schema.limits.alias(f"cap_{meter}")
     return (
@@ -332,6 +350,7 @@ keys = Collection(
             "created_at",
         ),
         _limits_of(schema.keys),
+        *_alert(),
     ),
 )
 

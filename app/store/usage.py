@@ -275,6 +275,9 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     token_budget: int | None
     """The lifetime tokens it may use; null is unlimited."""
     limits: list[LimitStanding]
+    alert_threshold: int | None
+    """The lifetime tokens at which `alert_webhook` is told."""
+    alert_webhook: str | None
 
 
 class KeyDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -287,6 +290,8 @@ class KeyDocument(msgspec.Struct, frozen=True, kw_only=True):
     allocations: list[KeyStanding]
     token_budget: int | None
     limits: list[LimitStanding]
+    alert_threshold: int | None
+    alert_webhook: str | None
     tokens_used_this_month: int
     cost_used_this_month: str
     unpriced_calls_this_month: int
@@ -592,6 +597,8 @@ async def key_document(
         allocations=[_key_standing(cards, one) for one in opened],
         token_budget=views[0].token_budget if views else None,
         limits=views[0].limits if views else [],
+        alert_threshold=record.alert_threshold if record is not None else None,
+        alert_webhook=record.alert_webhook if record is not None else None,
         tokens_used_this_month=used.tokens,
         cost_used_this_month=used.cost_usd,
         unpriced_calls_this_month=used.unpriced_calls,

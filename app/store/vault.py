@@ -1,12 +1,14 @@
 """The vault: what becomes of secrets before they are stored.
 
 Owns the keys derived from the installation's secret: one that digests bearer secrets (member keys,
-admin tokens, tokens of sessions), one that seals provider credentials. Owns no row.
+admin tokens, tokens of sessions), one that seals what has to be read again (credentials of
+providers, secrets of webhooks). Owns no row.
 
 Invariants: a bearer secret is stored only as an HMAC-SHA256 digest; a credential only under
 AES-256-GCM, bound to its row and version, so that sealed values cannot be swapped between rows.
 """
 
+import base64
 import hmac
 import os
 import secrets
@@ -18,6 +20,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 KEY_PREFIX = "sg_"
 ADMIN_TOKEN_PREFIX = "sga_"
+WEBHOOK_SECRET_PREFIX = "whsec_"
 _FORMAT = b"\x01"
 
 
@@ -62,6 +65,11 @@ def new_key() -> str:
 def new_admin_token() -> str:
     """Return a new admin token: 256 random bits."""
     return ADMIN_TOKEN_PREFIX + secrets.token_urlsafe(32)
+
+
+def new_webhook_secret() -> str:
+    """Return a new secret that webhooks are signed with, as Standard Webhooks writes it."""
+    return WEBHOOK_SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
 def new_session_token() -> str:

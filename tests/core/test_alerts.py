@@ -27,6 +27,7 @@ from app.core.alerts import (
     Event,
     InvalidThreshold,
     InvalidWebhookUrl,
+    ListedKind,
     Meter,
     Movement,
     Receiver,
@@ -42,6 +43,7 @@ from app.core.alerts import (
     session_cut_event,
     threshold_event,
     threshold_of,
+    trial_event,
     unpriced_event,
 )
 from app.core.ledger import Meter as LedgerMeter
@@ -438,6 +440,7 @@ def test_a_body_is_flat_and_reads_back_the_same() -> None:
         unpriced_event("m", day, CAUSE, NOW),
         session_cut_event("c", "m", "revoked", 1, 1, CAUSE, NOW),
         request_event("q", "m", "a", "tokens", 1, "r", NOW, NOW),
+        trial_event("t", "d", NOW),
     ]
     names = set()
     for event in events:
@@ -447,6 +450,19 @@ def test_a_body_is_flat_and_reads_back_the_same() -> None:
         assert all(isinstance(value, str | int | None) for value in body.values())
         assert msgspec.json.decode(msgspec.json.encode(event.body), type=Body) == event.body
     assert len(names) == len(get_args(Body)) == len(events)
+    told_by_rules = {"token_threshold_crossed", "cost_threshold_crossed"}
+    assert set(get_args(ListedKind)) == names - told_by_rules - {"test"}
+
+
+def test_each_trial_is_an_event_of_its_own() -> None:
+    event = trial_event("t-1", "d-1", NOW)
+    assert list(body_of(event).items()) == [
+        ("event", "test"),
+        ("destination_id", "d-1"),
+        ("timestamp", "2026-05-20T08:45:00.250000Z"),
+    ]
+    assert trial_event("t-1", "d-1", NOW).id == event.id
+    assert trial_event("t-2", "d-1", NOW).id != event.id
 
 
 # ------------------------------------------------------------------------------------- deliveries
