@@ -39,7 +39,7 @@ from app.core.metering import Quantity
 from app.core.money import nano_to_usd
 from app.core.pricing import Price, make_price
 from app.core.windows import Calendar, Period, Window
-from app.store import journal, schema
+from app.store import journal, pools, schema
 from app.store.catalogue import AllocationRecord
 from app.store.database import Connection
 from app.store.directory import read_rates
@@ -234,13 +234,8 @@ async def standing_accounts(
     connection: Connection, record: AllocationRecord, calendar: Calendar, at: datetime
 ) -> list[AccountKey]:
     """Return the accounts that a call of an allocation would be charged to, but for its key's."""
-    limits, pools = schema.limits, schema.pools
-    above: list[str] = []
-    parent = record.pool_id
-    while parent is not None and parent not in above:
-        above.append(parent)
-        found = await connection.execute(select(pools.c.parent_id).where(pools.c.id == parent))
-        parent = found.scalar_one_or_none()
+    limits = schema.limits
+    above = await pools.above(connection, [] if record.pool_id is None else [record.pool_id])
     rows = await connection.execute(
         select(limits.c.owner_id, limits.c.window_kind)
         .where(limits.c.owner_id.in_([record.id, *above]), _stands())
