@@ -70,6 +70,13 @@ CORRUPTIONS: list[tuple[str, str, str, str, str, str]] = [
      "I1", "account", "unpriced", "1 calls", "0 calls"),
     (f"DELETE FROM calls WHERE id = {ANY_CALL}",
      "I1", "account", "used by its calls", "33 tokens", "40 tokens"),
+    (f"INSERT INTO adjustments (account_ids, tokens, nano, unpriced, reason) VALUES"
+     f" (ARRAY[{ANY_ACCOUNT}], 0, 0, -1, 'repriced')",
+     "I1", "account", "unpriced", "0 calls", "1 calls"),
+    (f"INSERT INTO adjustments (account_ids, tokens, nano, reason) VALUES"
+     f" (ARRAY[{ANY_ACCOUNT}], 4, 0, 'correction'), (ARRAY[{ANY_ACCOUNT}], -4, 0, 'correction'),"
+     f" (ARRAY[{ANY_ACCOUNT}], 5, 0, 'limit_opened'), (ARRAY[{ANY_ACCOUNT}], -5, 0, 'limit_opened')",
+     "I3", "account", "recorded overrun", "7 tokens", "3 tokens"),
     ("DELETE FROM adjustments",
      "I1", "account", "used by its calls", "38 tokens", "40 tokens"),
     (f"UPDATE calls SET tokens = 8 WHERE id = {ANY_CALL}",
