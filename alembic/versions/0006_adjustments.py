@@ -1,12 +1,12 @@
 """Adjustments tell when they were made: by their ids, as calls do, and to the instant.
 
-Revision: 0007
+Revision: 0006
 Follows: 0005
 """
 
 from alembic import op
 
-revision = "0007"
+revision = "0006"
 down_revision = "0005"
 branch_labels = None
 depends_on = None
