@@ -3,9 +3,10 @@
 The bodies of events are `test_alerts`'s; here is which of them a settlement sets off.
 """
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from app.core.alerts import Rule
@@ -15,6 +16,8 @@ from app.core.ledger import (
     Actual,
     Books,
     CallFacts,
+    Demand,
+    Grant,
     Hold,
     Limit,
     RollingAccount,
@@ -22,7 +25,7 @@ from app.core.ledger import (
     Surroundings,
     account_key,
 )
-from app.core.refusals import Outcome
+from app.core.refusals import Outcome, Refusal
 from app.core.windows import EPOCH, Period
 
 NOW = datetime(2026, 5, 5, 12, tzinfo=UTC)
@@ -169,12 +172,54 @@ def test_what_slides_out_of_a_rolling_window_crosses_nothing_and_counts_no_more(
 
 def test_a_call_from_before_a_rolling_window_slides_out_as_it_settles() -> None:
     on = books(ROLLING, used=90, rules=[rule(100, ROLLING)])
+    on.accounts[ROLLING.id].slid_to = NOW - timedelta(seconds=59)  # type: ignore[attr-defined]
     on.slide(ROLLING.id, NOW, 0, 0)
     assert on.slid == set(), "nothing has slid out that need be written"
     assert settled(on, 60, 60, call="019d0000-0000-7000-8000-000000000001") == []
     account = on.accounts[ROLLING.id]
     assert (account.used("tokens"), account.used("usd"), account.used_tokens) == (90, 90, 150)
     assert on.slid == {ROLLING.id}
+
+
+def test_how_far_a_window_has_moved_is_written_also_if_nothing_slid_out() -> None:
+    """Or calls that used nothing would be looked through again and again."""
+    for since in (None, NOW - timedelta(minutes=1)):
+        on = books(ROLLING)
+        on.accounts[ROLLING.id].slid_to = since  # type: ignore[attr-defined]
+        on.slide(ROLLING.id, NOW, 0, 0)
+        assert on.slid == {ROLLING.id}
+
+
+def test_a_limit_that_was_added_while_a_call_runs_has_a_say_in_its_extensions() -> None:
+    """Its account is on the hold, and not on the path that the call set out with."""
+    on = books(
+        ALLOCATION, KEY, limits={"tokens": 10}, holds=[Hold(CALL, (ALLOCATION.id, KEY.id), 5, 0)]
+    )
+    for account in on.accounts.values():
+        account.held_tokens = 5
+    on.limits.pop("a")
+    asked = Demand((ALLOCATION,), 6, True, 0, 1, None)
+    refused = on.extend(CALL, asked)
+    assert isinstance(refused, Refusal)
+    assert refused.shortfall is not None
+    assert (refused.shortfall.owner, refused.shortfall.amount) == ("key", 10)
+    granted = on.extend(CALL, msgspec.structs.replace(asked, tokens=5))
+    assert isinstance(granted, Grant)
+    assert [account.held_tokens for account in on.accounts.values()] == [10, 10]
+
+
+def test_a_limit_of_dollars_is_used_up_by_dollars() -> None:
+    on = books(ALLOCATION)
+    on.limits["a"] = [Limit("a", "usd", "day", 1), Limit("a", "usd", "month", 5)]
+    [body] = settled(on, 1, 5)
+    assert (body.meter, body.total, body.window) == ("usd", "0.000000005", "month")
+
+
+def test_what_gives_back_crosses_nothing() -> None:
+    on = books(KEY, used=120, rules=[rule(100)])
+    settled(on, 50, outcome="recovered")
+    assert settled(on, 10) == []
+    assert on.accounts[KEY.id].used("tokens") == 130
 
 
 def test_a_window_that_never_slid_has_nothing_behind_it() -> None:
