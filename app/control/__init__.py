@@ -23,6 +23,7 @@ from app.control.errors import (
     BODY_BYTES_MAX,
     CONTROL_EXCEPTION_HANDLERS,
 )
+from app.control.live import live_router
 from app.control.own_keys import own_keys_router
 from app.control.pools import pool_router
 from app.control.reports import me_router, report_router
@@ -62,6 +63,7 @@ def control_router(deps: ControlDeps) -> Router:
                 security=either,
             ),
             auth_router(gate),
+            Router("/", route_handlers=[live_router(gate)], security=either),
         ],
         dependencies={"desk": Provide(desk_for(deps))},
         exception_handlers=CONTROL_EXCEPTION_HANDLERS,
