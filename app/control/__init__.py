@@ -18,6 +18,7 @@ from litestar.openapi.spec import SecurityRequirement
 from app.control.admin import admin_routers
 from app.control.alerts import alert_router
 from app.control.auth import auth_router
+from app.control.corrections import correction_router
 from app.control.desk import ControlDeps, Envelope, Gate, desk_for
 from app.control.errors import (
     BODY_BYTES_MAX,
@@ -52,6 +53,7 @@ def control_router(deps: ControlDeps) -> Router:
                     top_up_router(),
                     alert_router(),
                     report_router(),
+                    correction_router(),
                 ],
                 guards=[gate.admin],
                 security=either,

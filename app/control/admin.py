@@ -579,7 +579,7 @@ async def add_allocation(
     floor_tokens = wire.whole("floor_tokens", data.floor_tokens, 0, AMOUNT_TOKENS_MAX)
     reason = wire.reason(data.reason)
 
-    async def work(change: Change) -> AllocationDocument:
+    async def work(change: Change) -> AllocationRecord:
         if await catalogue.members.find(change.connection, member_id) is None:
             raise invalid("member_id", "is no member's")
         await _known_models(change, models)
@@ -604,9 +604,9 @@ async def add_allocation(
             "allocation_created", "allocation", id, after=_configured(added), reason=reason
         )
         await _set_caps(change, added, caps, reason)
-        return await _stored_allocation(change, id)
+        return await _again(change, catalogue.allocations, id)
 
-    return await desk.write(work)
+    return (await _allocations(desk, [await desk.write(work)]))[0]
 
 
 @get("/allocations", summary="List allocations, newest first")
@@ -667,7 +667,7 @@ async def change_allocation(
     caps = _caps(data)
     reason = wire.reason(data.reason)
 
-    async def work(change: Change) -> AllocationDocument:
+    async def work(change: Change) -> AllocationRecord:
         record = await _current(change, catalogue.allocations, allocation_id, "allocation")
         await _known_pool(change, pool_id)
         if models is not UNSET and models != record.models:
@@ -681,9 +681,9 @@ async def change_allocation(
         if current != former:
             await _move_month(change, record, former, current)
         await _set_caps(change, record, caps, reason)
-        return await _stored_allocation(change, allocation_id)
+        return await _again(change, catalogue.allocations, allocation_id)
 
-    return await desk.write(work)
+    return (await _allocations(desk, [await desk.write(work)]))[0]
 
 
 def _caps(data: AllocationInput | AllocationPatch) -> dict[Meter, int | None]:
@@ -777,13 +777,6 @@ def _shared(records: Sequence[AllocationRecord]) -> str | None:
     )
 
 
-async def _stored_allocation(change: Change, id: str) -> AllocationDocument:
-    record = await _again(change, catalogue.allocations, id)
-    calendar = change.desk.deps.calendar
-    standing = await usage.standings(change.connection, [record], calendar, change.at)
-    return _document(record, standing[0])
-
-
 async def _allocations(desk: Desk, records: Sequence[AllocationRecord]) -> list[AllocationDocument]:
     async with desk.deps.database.snapshot() as connection:
         standings = await usage.standings(connection, records, desk.deps.calendar, desk.at)
@@ -875,11 +868,11 @@ async def store_key(
     values: Mapping[str, object],
     limits: Mapping[LimitName, int | None],
     reason: str | None = None,
-) -> KeyView:
-    """Store what differs of a key and of its limits, and show what is stored."""
+) -> KeyRecord:
+    """Store what differs of a key and of its limits, and return what is stored."""
     key = await _update(change, catalogue.keys, "key", key, values, reason=reason)
     await _set_limits(change, key, limits, reason)
-    return await _key_view(change, key.id)
+    return await _again(change, catalogue.keys, key.id)
 
 
 async def _set_limits(
@@ -893,12 +886,6 @@ async def _set_limits(
     await set_limits(
         change, "key", record.id, record.limits, wanted, charged=charged, reason=reason
     )
-
-
-async def _key_view(change: Change, key_id: str) -> KeyView:
-    record = await _again(change, catalogue.keys, key_id)
-    calendar = change.desk.deps.calendar
-    return (await usage.key_views(change.connection, [record], calendar, change.at))[0]
 
 
 @post("/keys", summary="Add a key; the answer alone shows its secret")
@@ -920,7 +907,7 @@ async def make_key(
     """Add a key of a member, and where it alerts at how many tokens, if it does."""
     id, secret = uuid7(), new_key()
     name = wire.text("name", data.name)
-    limits: dict[LimitName, int | None] = {**read_limits(data.limits)}
+    limits: dict[LimitName, int | None] = {**read_limits(data.limits, "key")}
     budget = read_budget(data.token_budget, limits)
     if budget is not None:
         limits[BUDGET] = budget
@@ -930,7 +917,7 @@ async def make_key(
     allocation_ids = wire.distinct("allocation_ids", [str(one) for one in data.allocation_ids])
     new = NewSecret()
 
-    async def work(change: Change) -> KeyWithSecret:
+    async def work(change: Change) -> tuple[KeyRecord, str | UnsetType]:
         if await catalogue.members.find(change.connection, member_id) is None:
             raise invalid("member_id", "is no member's")
         await _fit_one_key(change, member_id, allocation_ids)
@@ -949,10 +936,10 @@ async def make_key(
         await change.record("key_created", "key", id, after=added)
         await _set_limits(change, added, limits, None)
         signed_with = await set_key_alert(change, added, threshold, webhook, new, None)
-        view = msgspec.structs.asdict(await _key_view(change, id))
-        return KeyWithSecret(**view, key=secret, webhook_secret=signed_with)
+        return await _again(change, catalogue.keys, id), signed_with
 
-    return await desk.write(work)
+    record, signed_with = await desk.write(work)
+    return await _with_secret(desk, record, secret, signed_with)
 
 
 @get("/keys", summary="List keys, newest first")
@@ -970,6 +957,18 @@ async def list_keys(
 @get("/keys/{id:str}", summary="Show a key")
 async def show_key(id: FromPath[str], desk: NamedDependency[Desk]) -> KeyView:
     record = await _shown(desk, catalogue.keys, wire.path_id(id, "key"), "key")
+    return await key_view(desk, record)
+
+
+async def _with_secret(
+    desk: Desk, record: KeyRecord, secret: str, signed_with: str | UnsetType = UNSET
+) -> KeyWithSecret:
+    view = await key_view(desk, record)
+    return KeyWithSecret(**msgspec.structs.asdict(view), key=secret, webhook_secret=signed_with)
+
+
+async def key_view(desk: Desk, record: KeyRecord) -> KeyView:
+    """Show a key; not within a change, where others would wait for the sums."""
     return (await _key_views(desk, [record]))[0]
 
 
@@ -996,7 +995,7 @@ async def change_key(
         allocation_ids = wire.distinct("allocation_ids", named)
         values["allocation_ids"] = allocation_ids
 
-    asked = None if data.limits is UNSET else read_limits(data.limits)
+    asked = None if data.limits is UNSET else read_limits(data.limits, "key")
     budget = UNSET if data.token_budget is UNSET else read_budget(data.token_budget, asked or {})
     threshold, webhook = data.alert_threshold, data.alert_webhook
     if isinstance(threshold, int):
@@ -1006,7 +1005,7 @@ async def change_key(
     new = NewSecret()
     reason = wire.reason(data.reason)
 
-    async def work(change: Change) -> ChangedKey:
+    async def work(change: Change) -> tuple[KeyRecord, str | UnsetType]:
         key = await key_to_change(change, key_id)
         if allocation_ids:
             await _fit_one_key(change, key.member_id, allocation_ids)
@@ -1017,12 +1016,13 @@ async def change_key(
             wanted |= asked
         if budget is not UNSET and wanted.get(BUDGET) is None:
             wanted[BUDGET] = budget
-        await store_key(change, key, values, wanted, reason)
+        key = await store_key(change, key, values, wanted, reason)
         signed_with = await set_key_alert(change, key, threshold, webhook, new, reason)
-        view = msgspec.structs.asdict(await _key_view(change, key_id))
-        return ChangedKey(**view, webhook_secret=signed_with)
+        return await _again(change, catalogue.keys, key_id), signed_with
 
-    return await desk.write(work)
+    record, signed_with = await desk.write(work)
+    view = msgspec.structs.asdict(await key_view(desk, record))
+    return ChangedKey(**view, webhook_secret=signed_with)
 
 
 @post("/keys/{id:str}/rotate", status_code=200, summary="Give a key a new secret")
@@ -1035,7 +1035,7 @@ async def give_secret(desk: Desk, key_id: str, owner_id: str | None = None) -> K
     """Give a key a new secret; its owner cannot make a used one-shot key fit for use again."""
     secret = new_key()
 
-    async def work(change: Change) -> KeyWithSecret:
+    async def work(change: Change) -> KeyRecord:
         key = await key_to_change(change, key_id, owner_id)
         if key.revoked_at is not None:
             raise taken("id", "is a revoked key's; add a new key instead")
@@ -1058,10 +1058,9 @@ async def give_secret(desk: Desk, key_id: str, owner_id: str | None = None) -> K
             before={"hint": key.hint},
             after={"hint": rotated.hint},
         )
-        view = await _key_view(change, key_id)
-        return KeyWithSecret(**msgspec.structs.asdict(view), key=secret)
+        return rotated
 
-    return await desk.write(work)
+    return await _with_secret(desk, await desk.write(work), secret)
 
 
 @post("/keys/{id:str}/revoke", status_code=200, summary="Revoke a key, for good")
@@ -1073,10 +1072,10 @@ async def revoke_key(id: FromPath[str], desk: NamedDependency[Desk]) -> KeyView:
 async def end_key(desk: Desk, key_id: str, owner_id: str | None = None) -> KeyView:
     """Revoke a key."""
 
-    async def work(change: Change) -> KeyView:
+    async def work(change: Change) -> KeyRecord:
         key = await key_to_change(change, key_id, owner_id)
         if key.revoked_at is not None:
-            return await _key_view(change, key_id)
+            return await _again(change, catalogue.keys, key_id)
         await catalogue.keys.change(change.connection, key_id, {"revoked_at": change.at})
         await change.record(
             "key_revoked",
@@ -1085,9 +1084,9 @@ async def end_key(desk: Desk, key_id: str, owner_id: str | None = None) -> KeyVi
             before={"revoked_at": None},
             after={"revoked_at": change.at},
         )
-        return await _key_view(change, key_id)
+        return await _again(change, catalogue.keys, key_id)
 
-    return await desk.write(work)
+    return await key_view(desk, await desk.write(work))
 
 
 async def _fit_one_key(change: Change, member_id: str, allocation_ids: Sequence[str]) -> None:

@@ -27,11 +27,11 @@ from msgspec import UNSET, UnsetType
 from app.control import records, rules, wire
 from app.control.desk import Change, Desk
 from app.control.errors import documented, invalid, taken, unknown
-from app.control.limits import shown
+from app.control.limits import read_window, shown
 from app.control.wire import Input, Page
 from app.core.alerts import ListedKind, trial_event
 from app.core.ledger import Meter
-from app.core.windows import InvalidWindow, Window, check_window
+from app.core.windows import Window
 from app.ids import uuid7
 from app.store import alerts, catalogue
 from app.store.alerts import (
@@ -281,10 +281,7 @@ async def add_alert_rule(data: JSONBody[RuleInput], desk: NamedDependency[Desk])
     What is over already is not told. `percent` is of the limit as it is at that moment, top-ups
     included; without a limit there is nothing to tell.
     """
-    try:
-        window = check_window(data.window)
-    except InvalidWindow as error:
-        raise invalid("window", str(error)) from None
+    window = read_window("window", data.window, data.owner)
     threshold, percent = rules.read_threshold(data.meter, data.threshold, data.percent)
     owner_id = str(data.owner_id)
 

@@ -331,9 +331,17 @@ def desk_for(deps: ControlDeps) -> Callable[[Request[Any, Any, Any]], Awaitable[
     """Make the dependency that handlers take as `desk`."""
 
     async def desk(request: Request[Any, Any, Any]) -> Desk:
+        handler = request.route_handler
+        needed = handler.resolve_dependencies()
+        taken = handler.parsed_fn_signature.parameters
+        signatures = [
+            taken,
+            *(needed[n].parsed_fn_signature.parameters for n in needed if n in taken),
+        ]
         known = {
             definition.kwarg_definition.name or name
-            for name, definition in request.route_handler.parsed_fn_signature.parameters.items()
+            for signature in signatures
+            for name, definition in signature.items()
             if isinstance(definition.kwarg_definition, QueryParameter)
         }
         # A filter that is misspelt and ignored would show everything.

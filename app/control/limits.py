@@ -36,17 +36,25 @@ class LimitInput(Input):
     amount: Decimal
 
 
-def read_limits(asked: Sequence[LimitInput]) -> dict[LimitName, int]:
+def read_window(field: str, name: str, owner: OwnerKind) -> Window:
+    """Check the window of a limit or a total: only those of keys roll."""
+    try:
+        window = check_window(name)
+    except InvalidWindow as error:
+        raise invalid(field, str(error)) from None
+    if owner != "key" and rolling(window) is not None:
+        raise invalid(field, "can roll for keys only: use hour, day, month or lifetime")
+    return window
+
+
+def read_limits(asked: Sequence[LimitInput], owner: OwnerKind) -> dict[LimitName, int]:
     """Check limits, and turn their amounts into tokens and nano-USD."""
     if len(asked) > LIMITS_MAX:
         raise invalid("limits", f"must be at most {LIMITS_MAX}")
     limits: dict[LimitName, int] = {}
     for n, limit in enumerate(asked):
         field = f"limits[{n}]"
-        try:
-            window = check_window(limit.window)
-        except InvalidWindow as error:
-            raise invalid(f"{field}.window", str(error)) from None
+        window = read_window(f"{field}.window", limit.window, owner)
         if (limit.meter, window) in limits:
             raise invalid(field, f"limits {limit.meter} by the {window} a second time")
         limits[limit.meter, window] = read_amount(f"{field}.amount", limit.meter, limit.amount)
@@ -101,8 +109,6 @@ async def set_limits(
         was = former.get((meter, window))
         if amount == was:
             continue
-        if owner != "key" and rolling(window) is not None and amount is not None:
-            raise invalid("limits", f"cannot roll for a {owner}: use hour, day, month or lifetime")
         account = account_key(owner, owner_id, window, calendar.period(window, change.at))
         await catalogue.set_limit(
             change.connection, account, meter, amount, change.at, charged=charged

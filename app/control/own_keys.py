@@ -21,6 +21,7 @@ from app.control.admin import (
     end_key,
     give_secret,
     key_to_change,
+    key_view,
     make_key,
     store_key,
 )
@@ -37,6 +38,7 @@ from app.control.limits import (
 )
 from app.control.wire import Input
 from app.core.own_keys import loosened, outlives
+from app.store.catalogue import KeyRecord
 from app.store.usage import KeyView
 
 
@@ -69,13 +71,13 @@ async def tighten_own_key(
         expires_at = wire.instant("expires_at", expires_at)
     wanted: dict[LimitName, int | None] = {}
     if data.limits is not UNSET:
-        wanted |= read_limits(data.limits)
+        wanted |= read_limits(data.limits, "key")
     if data.token_budget is not UNSET:
         budget = read_budget(data.token_budget, wanted)
         if wanted.get(BUDGET) is None:
             wanted[BUDGET] = budget
 
-    async def work(change: Change) -> KeyView:
+    async def work(change: Change) -> KeyRecord:
         key = await key_to_change(change, key_id, desk.member_id)
         if expires_at is not UNSET:
             if outlives(key.expires_at, expires_at):
@@ -91,7 +93,7 @@ async def tighten_own_key(
             raise invalid("limits", f"would be more than {LIMITS_MAX}")
         return await store_key(change, key, values, wanted)
 
-    return await desk.write(work)
+    return await key_view(desk, await desk.write(work))
 
 
 def _looser(limit: LimitName, amount: int) -> Refused:

@@ -33,8 +33,9 @@ from app.core.rebalance import CannotRebalance
 from app.core.windows import Window
 from app.ids import uuid7
 from app.store import catalogue, pools, rebalances, usage
-from app.store.catalogue import PoolRecord
+from app.store.catalogue import LimitRecord, PoolRecord
 from app.store.database import Connection
+from app.store.pace import UNUSED, paces, projection
 from app.store.pools import Contents
 from app.store.rebalances import CapChange, Plan, RebalanceRecord
 from app.store.usage import LimitStanding
@@ -95,7 +96,7 @@ async def add_pool(data: JSONBody[PoolInput], desk: NamedDependency[Desk]) -> Po
     id = uuid7()
     name = wire.text("name", data.name)
     parent_id = None if data.parent_id is None else str(data.parent_id)
-    limits = read_limits(data.limits)
+    limits = read_limits(data.limits, "pool")
     wanted: dict[LimitName, int | None] = {**limits}
     for meter, quota in _quotas(data).items():
         if quota is not None:
@@ -103,7 +104,7 @@ async def add_pool(data: JSONBody[PoolInput], desk: NamedDependency[Desk]) -> Po
             wanted[meter, MONTH] = quota
     reason = wire.reason(data.reason)
 
-    async def work(change: Change) -> PoolDocument:
+    async def work(change: Change) -> PoolRecord:
         await _free_name(change, name, None)
         await _fits(change, id, parent_id)
         await catalogue.pools.add(
@@ -119,9 +120,9 @@ async def add_pool(data: JSONBody[PoolInput], desk: NamedDependency[Desk]) -> Po
         }
         await change.record("pool_created", "pool", id, after=after, reason=reason)
         await _set_limits(change, added, wanted, reason)
-        return await _stored(change, id)
+        return await records.again(change, catalogue.pools, id)
 
-    return await desk.write(work)
+    return await _document(desk, await desk.write(work))
 
 
 @get("/pools", summary="List pools, the oldest first")
@@ -140,8 +141,7 @@ async def list_pools(
 @get("/pools/{id:str}", summary="Show a pool")
 async def show_pool(id: FromPath[str], desk: NamedDependency[Desk]) -> PoolDocument:
     record = await records.found(desk, catalogue.pools, wire.path_id(id, "pool"), "pool")
-    async with desk.deps.database.snapshot() as connection:
-        return (await _documents(connection, desk, [record]))[0]
+    return await _document(desk, record)
 
 
 @patch("/pools/{id:str}", summary="Change a pool or its limits, or move it")
@@ -156,13 +156,13 @@ async def change_pool(
     parent_id: str | None = None
     if data.parent_id is not UNSET:
         values["parent_id"] = parent_id = None if data.parent_id is None else str(data.parent_id)
-    asked = None if data.limits is UNSET else read_limits(data.limits)
+    asked = None if data.limits is UNSET else read_limits(data.limits, "pool")
     quotas = _quotas(data)
     for meter, quota in quotas.items():
         _agrees(meter, quota, asked or {})
     reason = wire.reason(data.reason)
 
-    async def work(change: Change) -> PoolDocument:
+    async def work(change: Change) -> PoolRecord:
         record = await records.current(change, catalogue.pools, pool_id, "pool")
         if "name" in values:
             await _free_name(change, str(values["name"]), pool_id)
@@ -177,9 +177,9 @@ async def change_pool(
         for meter, quota in quotas.items():
             wanted[meter, MONTH] = quota
         await _set_limits(change, record, wanted, reason)
-        return await _stored(change, pool_id)
+        return await records.again(change, catalogue.pools, pool_id)
 
-    return await desk.write(work)
+    return await _document(desk, await desk.write(work))
 
 
 # Sharing out
@@ -328,9 +328,10 @@ async def _set_limits(
     )
 
 
-async def _stored(change: Change, pool_id: str) -> PoolDocument:
-    record = await records.again(change, catalogue.pools, pool_id)
-    return (await _documents(change.connection, change.desk, [record]))[0]
+async def _document(desk: Desk, record: PoolRecord) -> PoolDocument:
+    """Show a pool; not within a change, where others would wait for the sums."""
+    async with desk.deps.database.snapshot() as connection:
+        return (await _documents(connection, desk, [record]))[0]
 
 
 async def _documents(
@@ -347,17 +348,26 @@ async def _documents(
     ids = [key(record, window).id for record in found for window in windows]
     accounts = await usage.accounts_at(connection, ids)
     contents = await pools.contents(connection, [record.id for record in found])
+    limited = [record.id for record in found if record.limits]
+    known_paces = await paces(connection, "pool", limited, desk.at)
+
+    def standing(record: PoolRecord, limit: LimitRecord) -> LimitStanding:
+        account, period = accounts.get(key(record, limit.window).id), periods[limit.window]
+        projected = projection(
+            limit,
+            account.used(limit.meter) if account is not None else 0,
+            known_paces.get((record.id, limit.meter), UNUSED),
+            period,
+            desk.at,
+            calendar.zone,
+        )
+        return usage.limit_standing(limit, account, period, projected)
 
     def document(record: PoolRecord) -> PoolDocument:
         month = key(record, MONTH)
         known = accounts.get(month.id, Account(month.id))
         inside = contents.get(record.id, Contents())
-        limits = [
-            usage.limit_standing(
-                limit, accounts.get(key(record, limit.window).id), periods[limit.window]
-            )
-            for limit in record.limits
-        ]
+        limits = [standing(record, limit) for limit in record.limits]
         by_month = {limit.meter: limit.amount for limit in record.limits if limit.window == MONTH}
         usd = by_month.get("usd")
         return PoolDocument(

@@ -4,7 +4,7 @@ Owns the parameters that choose what is shown, and the CSV. Owns no SQL and no s
 `store.usage`); writes nothing but the order that stops a session.
 
 Invariants: what is under `/api/me` is narrowed to the caller's own member whatever is asked for;
-no cell of a CSV can be a formula; a CSV is streamed, never held whole.
+no cell of a CSV can be a formula; a file is streamed, never held whole.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, cast
 
 import msgspec
 from litestar import Router, delete, get
-from litestar.di import NamedDependency
+from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import Stream
 
@@ -30,6 +30,7 @@ from app.store.journal import AuditEvent
 from app.store.sessions import SessionDocument
 from app.store.usage import (
     DIMENSIONS,
+    UNIT_COLUMNS,
     CallDocument,
     Dimension,
     KeyView,
@@ -52,6 +53,11 @@ Until = Annotated[
 GroupBy = Annotated[
     str,
     QueryParameter(description=f"Some of {', '.join(DIMENSIONS)}, with commas between them."),
+]
+
+PoolId = Annotated[
+    str | None,
+    QueryParameter(description="Of the allocations that are in this pool itself now."),
 ]
 
 
@@ -134,6 +140,63 @@ async def show_call(id: FromPath[str], desk: NamedDependency[Desk]) -> CallDocum
 # Usage
 
 
+async def _any_usage(
+    desk: NamedDependency[Desk],
+    group_by: GroupBy = "allocation",
+    since: Since = None,
+    until: Until = None,
+    allocation_id: FromQuery[str | None] = None,
+    member_id: FromQuery[str | None] = None,
+    pool_id: PoolId = None,
+    key_id: FromQuery[str | None] = None,
+    model: FromQuery[str | None] = None,
+    endpoint: FromQuery[str | None] = None,
+) -> UsageQuery:
+    """Read the parameters that choose whose usage is summed up, and how."""
+    return _usage_query(
+        desk,
+        group_by,
+        since,
+        until,
+        allocation_id=allocation_id,
+        member_id=member_id,
+        pool_id=pool_id,
+        key_id=key_id,
+        model=model,
+        endpoint=endpoint,
+    )
+
+
+async def _own_usage(
+    desk: NamedDependency[Desk],
+    group_by: GroupBy = "allocation",
+    since: Since = None,
+    until: Until = None,
+    allocation_id: FromQuery[str | None] = None,
+    pool_id: PoolId = None,
+    key_id: FromQuery[str | None] = None,
+    model: FromQuery[str | None] = None,
+    endpoint: FromQuery[str | None] = None,
+) -> UsageQuery:
+    """Read the same, for one's own usage."""
+    return _usage_query(
+        desk,
+        group_by,
+        since,
+        until,
+        allocation_id=allocation_id,
+        member_id=desk.member_id,
+        pool_id=pool_id,
+        key_id=key_id,
+        model=model,
+        endpoint=endpoint,
+    )
+
+
+_ANY: Final = {"asked": Provide(_any_usage)}
+_OWN: Final = {"asked": Provide(_own_usage)}
+
+
 def _usage_query(
     desk: Desk, group_by: str, since: str | None, until: str | None, **equal: str | None
 ) -> UsageQuery:
@@ -163,91 +226,100 @@ async def _usage(desk: Desk, query: UsageQuery) -> UsageDocument:
         raise Refused(
             422,
             f"These are more than {GROUPS_MAX} groups: ask for a shorter time, "
-            "or for usage.csv, which has no end.",
+            "or for usage.csv or usage.json, which have no end.",
         )
     return UsageDocument(query.since, query.until, list(query.group_by), items)
 
 
 @get(
-    "/usage", tags=["Usage"], summary="Sum up usage; from this month's start if not told otherwise"
+    "/usage",
+    tags=["Usage"],
+    summary="Sum up usage; from this month's start if not told otherwise",
+    dependencies=_ANY,
 )
 async def show_usage(
-    desk: NamedDependency[Desk],
-    group_by: GroupBy = "allocation",
-    since: Since = None,
-    until: Until = None,
-    allocation_id: FromQuery[str | None] = None,
-    member_id: FromQuery[str | None] = None,
-    key_id: FromQuery[str | None] = None,
-    model: FromQuery[str | None] = None,
+    desk: NamedDependency[Desk], asked: NamedDependency[UsageQuery]
 ) -> UsageDocument:
-    query = _usage_query(
-        desk,
-        group_by,
-        since,
-        until,
-        allocation_id=allocation_id,
-        member_id=member_id,
-        key_id=key_id,
-        model=model,
-    )
-    return await _usage(desk, query)
+    """`units` are quantities by unit, each summed by itself; USD are summed across all."""
+    return await _usage(desk, asked)
 
 
-@get("/usage.csv", tags=["Usage"], summary="The same as CSV", media_type="text/csv")
-async def download_usage(
-    desk: NamedDependency[Desk],
-    group_by: GroupBy = "allocation",
-    since: Since = None,
-    until: Until = None,
-    allocation_id: FromQuery[str | None] = None,
-    member_id: FromQuery[str | None] = None,
-    key_id: FromQuery[str | None] = None,
-    model: FromQuery[str | None] = None,
-) -> Stream:
-    query = _usage_query(
-        desk,
-        group_by,
-        since,
-        until,
-        allocation_id=allocation_id,
-        member_id=member_id,
-        key_id=key_id,
-        model=model,
-    )
-    lines = _csv(desk, query)
+@get(
+    "/usage.csv",
+    tags=["Usage"],
+    summary="The same as CSV, with a column for every unit",
+    media_type="text/csv",
+    dependencies=_ANY,
+)
+async def download_usage(desk: NamedDependency[Desk], asked: NamedDependency[UsageQuery]) -> Stream:
+    return await _download(_csv(desk, asked), "csv", "text/csv; charset=utf-8")
+
+
+@get("/usage.json", tags=["Usage"], summary="The same as JSON without end", dependencies=_ANY)
+async def export_usage(desk: NamedDependency[Desk], asked: NamedDependency[UsageQuery]) -> Stream:
+    return await _download(_json(desk, asked), "json", "application/json")
+
+
+async def _download(parts: AsyncGenerator[str, None], suffix: str, media_type: str) -> Stream:
+    """Answer with a file that is written while it is read."""
     # Whatever is wrong with the query shows before the answer has begun.
-    head = await anext(lines)
+    head = await anext(parts)
     return Stream(
-        _from(head, lines),
-        media_type="text/csv; charset=utf-8",
-        headers={"content-disposition": 'attachment; filename="usage.csv"'},
+        _from(head, parts),
+        media_type=media_type,
+        headers={"content-disposition": f'attachment; filename="usage.{suffix}"'},
     )
 
 
 async def _csv(desk: Desk, query: UsageQuery) -> AsyncGenerator[str, None]:
-    columns = [
+    named = [
         name
         for name in UsageRow.__struct_fields__
         if name in _TOTALS or name.rpartition("_")[0] in query.group_by or name in query.group_by
     ]
+
+    def cells(row: UsageRow) -> list[str]:
+        shown = [cell(getattr(row, name)) for name in named]
+        # Zeros, not gaps: a column of numbers can be summed up.
+        return [*shown, *(cell(row.units.get(unit, 0)) for unit in UNIT_COLUMNS)]
+
+    async with contextlib.aclosing(_rows(desk, query)) as rows:
+        first = await anext(rows, None)
+        yield _line([*named, *UNIT_COLUMNS])
+        if first is None:
+            return
+        yield _line(cells(first))
+        async for row in rows:
+            yield _line(cells(row))
+
+
+async def _json(desk: Desk, query: UsageQuery) -> AsyncGenerator[str, None]:
+    encode = msgspec.json.Encoder(decimal_format="number").encode
+    empty = UsageDocument(query.since, query.until, list(query.group_by), [])
+    head, tail = encode(empty).decode().split('"items":[]')
+    async with contextlib.aclosing(_rows(desk, query)) as rows:
+        first = await anext(rows, None)
+        yield f'{head}"items":['
+        if first is not None:
+            yield encode(first).decode()
+        async for row in rows:
+            yield f",\n{encode(row).decode()}"
+        yield f"]{tail}"
+
+
+async def _rows(desk: Desk, query: UsageQuery) -> AsyncGenerator[UsageRow, None]:
     async with desk.deps.database.snapshot() as connection:
         await usage.be_patient(connection)
         async with contextlib.aclosing(usage.usage_rows(connection, query)) as rows:
-            first = await anext(rows, None)
-            yield _line(columns)
-            if first is None:
-                return
-            yield _line([cell(getattr(first, name)) for name in columns])
             async for row in rows:
-                yield _line([cell(getattr(row, name)) for name in columns])
+                yield row
 
 
 async def _from(head: str, rest: AsyncGenerator[str, None]) -> AsyncIterator[str]:
     async with contextlib.aclosing(rest):
         yield head
-        async for line in rest:
-            yield line
+        async for part in rest:
+            yield part
 
 
 _TOTALS: Final = ("calls", "refused_calls", "unpriced_calls", "tokens", "cost_usd")
@@ -263,7 +335,7 @@ def cell(value: Any) -> str:
     """Write a cell that no spreadsheet takes for a formula; our own numbers are let be."""
     if value is None:
         return ""
-    shown = str(value)
+    shown = value.isoformat() if isinstance(value, datetime) else str(value)
     if _is_number(shown):
         return shown
     risky = shown.lstrip()[:1] in _FORMULA_STARTS or shown[:1] in ("\t", "\r", "\n")
@@ -438,27 +510,27 @@ async def my_calls(
     )
 
 
-@get("/usage", summary="Sum up one's own usage; from this month's start if not told otherwise")
+@get(
+    "/usage",
+    summary="Sum up one's own usage; from this month's start if not told otherwise",
+    dependencies=_OWN,
+)
 async def my_usage(
-    desk: NamedDependency[Desk],
-    group_by: GroupBy = "allocation",
-    since: Since = None,
-    until: Until = None,
-    allocation_id: FromQuery[str | None] = None,
-    key_id: FromQuery[str | None] = None,
-    model: FromQuery[str | None] = None,
+    desk: NamedDependency[Desk], asked: NamedDependency[UsageQuery]
 ) -> UsageDocument:
-    query = _usage_query(
-        desk,
-        group_by,
-        since,
-        until,
-        allocation_id=allocation_id,
-        member_id=desk.member_id,
-        key_id=key_id,
-        model=model,
-    )
-    return await _usage(desk, query)
+    return await _usage(desk, asked)
+
+
+@get(
+    "/usage.csv",
+    summary="The same as CSV, with a column for every unit",
+    media_type="text/csv",
+    dependencies=_OWN,
+)
+async def download_my_usage(
+    desk: NamedDependency[Desk], asked: NamedDependency[UsageQuery]
+) -> Stream:
+    return await _download(_csv(desk, asked), "csv", "text/csv; charset=utf-8")
 
 
 @get("/realtime-sessions", summary="List one's own running realtime sessions")
@@ -493,6 +565,7 @@ def report_router() -> Router:
         show_call,
         show_usage,
         download_usage,
+        export_usage,
         list_audit,
         list_sessions,
         kill_session,
@@ -502,5 +575,13 @@ def report_router() -> Router:
 
 def me_router() -> Router:
     """Make the router of what is one's own."""
-    handlers = [my_allocations, my_keys, my_calls, my_usage, my_sessions, stop_session]
+    handlers = [
+        my_allocations,
+        my_keys,
+        my_calls,
+        my_usage,
+        download_my_usage,
+        my_sessions,
+        stop_session,
+    ]
     return Router("/", route_handlers=documented(handlers), tags=["Me"])

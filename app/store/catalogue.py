@@ -500,7 +500,7 @@ async def set_caps(
     """
     limits = schema.limits
     for some in _some(sorted(amounts, key=lambda key: key.id)):
-        locked = await _locked(connection, some)
+        locked = await lock_accounts(connection, some)
         rows = [
             {
                 "owner_id": key.owner_id,
@@ -560,12 +560,14 @@ async def open_month(
 ) -> None:
     """Go over to another account for the month: the owner's calendar is another one now."""
     if account != former:
-        await _open(connection, account, (await _locked(connection, {former, account}))[account.id])
+        await _open(
+            connection, account, (await lock_accounts(connection, {former, account}))[account.id]
+        )
 
 
 async def lock_account(connection: Connection, account: AccountKey) -> None:
     """Lock an account: no call is admitted until what it is judged by has been changed."""
-    await _locked(connection, {account})
+    await lock_accounts(connection, {account})
 
 
 def _of_window(account: AccountKey) -> tuple[ColumnElement[bool], ...]:
@@ -599,11 +601,13 @@ async def _keep(
     )
     # Calls are charged to the account already, if another limit needs it.
     is_kept = account in charged or await _scalar(connection, kept.limit(1)) is not None
-    locked = (await _locked(connection, {account, *charged}))[account.id]
+    locked = (await lock_accounts(connection, {account, *charged}))[account.id]
     return locked if is_kept else await _open(connection, account, locked, at)
 
 
-async def _locked(connection: Connection, needed: Some[AccountKey]) -> dict[str, RollingAccount]:
+async def lock_accounts(
+    connection: Connection, needed: Some[AccountKey]
+) -> dict[str, RollingAccount]:
     """Lock accounts, in the order in which everyone locks them; make those that are missing."""
     accounts = schema.accounts
     # A period's first call may come at the same moment: a row that is missing locks nothing.
@@ -688,7 +692,7 @@ async def _open(
             )
         )
     values = {name: getattr(opened, name) for name in RollingAccount.__struct_fields__}
-    values["opened_at"] = func.now()
+    values["opened_at"] = func.clock_timestamp()
     accounts = schema.accounts
     await connection.execute(update(accounts).where(accounts.c.id == key.id).values(**values))
     return opened

@@ -9,11 +9,12 @@ it or makes it wait. All adding up is done by the database, a partition of calls
 Invariants that it checks, for every account, hold and call there is:
 
 - I1: an account has used the sum of its calls and adjustments, in tokens and nano-USD, and counts
-  its unpriced calls;
+  its unpriced calls, but for those that were priced after all;
 - I2: an account holds the sum of its open holds, and no hold is older than its deadline plus the
   time in which the reaper comes by;
 - I3: no more is used and held than a limit allows with the top-ups of the period, but for what was
-  there when it was set and for the recorded overrun, which is what calls used beyond their holds;
+  there when it was set and for the recorded overrun, which is what calls used beyond their holds,
+  and what was added later;
 - I4: a call is booked once and not in flight any more, and has a price version or is unpriced;
 - I5, if nothing should be in flight: there are no holds, and nothing is held.
 """
@@ -74,9 +75,9 @@ FROM {calls}, unnest(account_ids) AS account_id GROUP BY account_id
 """
 SUM_ADJUSTMENTS = """
 INSERT INTO reconcile_sums
-SELECT account_id, sum(tokens), sum(nano), 0,
-       sum(greatest(0, tokens)) FILTER (WHERE reason = 'late_settlement'),
-       sum(greatest(0, nano)) FILTER (WHERE reason = 'late_settlement')
+SELECT account_id, sum(tokens), sum(nano), sum(unpriced),
+       sum(greatest(0, tokens)) FILTER (WHERE reason <> 'limit_opened'),
+       sum(greatest(0, nano)) FILTER (WHERE reason <> 'limit_opened')
 FROM adjustments, unnest(account_ids) AS account_id GROUP BY account_id
 """
 PARTITIONS = """

@@ -7,18 +7,36 @@ Invariants:
 
 - USD are summed as integers and shown as decimal strings; a call whose cost is unknown shows null,
   adds nothing to a sum and is counted as unpriced.
-- The sums of a period include the adjustments of its calls, so they agree with the accounts.
+- The sums of a period include the adjustments of its calls, and what was corrected in it without
+  naming a call, so they agree with the accounts.
+- Quantities are summed within one unit only, exactly.
 - Pages and sums name the ids they range over, so that months outside are not touched.
 """
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from typing import Annotated, Any, Literal, get_args
 from uuid import UUID
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from sqlalchemy import ColumnElement, Date, Integer, Select, case, func, literal, select, union_all
+from sqlalchemy import (
+    ColumnElement,
+    Date,
+    FromClause,
+    Integer,
+    Numeric,
+    Select,
+    Text,
+    and_,
+    case,
+    func,
+    literal,
+    null,
+    select,
+    union_all,
+)
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.sql.selectable import Subquery
 
@@ -33,9 +51,10 @@ from app.core.ledger import (
     account_key,
     account_state,
 )
-from app.core.metering import Quantity
+from app.core.metering import UNITS, Quantity
 from app.core.money import nano_to_usd, usd_to_nano
 from app.core.pools import Bound, binding, pools_above
+from app.core.projection import Pace
 from app.core.refusals import LimitDocument, Outcome, Shortfall, limit_document
 from app.core.windows import Calendar, Period, Window, rolling
 from app.store import pools, schema, top_ups
@@ -48,8 +67,18 @@ from app.store.catalogue import (
     keys,
 )
 from app.store.database import Connection, Database
+from app.store.pace import UNUSED, ProjectionDocument, paces, projection
 from app.store.rolling import recovers_at, slid_out
 from app.store.top_ups import TopUpRecord
+
+Quantities = Annotated[
+    dict[str, Quantity],
+    # A Decimal would be documented as a string, and is encoded as a number.
+    msgspec.Meta(
+        description="Quantities by unit.",
+        extra_json_schema={"extra": {"additionalProperties": {"type": "number"}}},
+    ),
+]
 
 State = Literal["ok", "near", "critical", "exhausted", "paused"]
 
@@ -77,14 +106,7 @@ class CallDocument(msgspec.Struct, frozen=True):
     status_code: int
     started_at: datetime
     finished_at: datetime
-    usage: Annotated[
-        dict[str, Quantity],
-        # A Decimal would be documented as a string, and is encoded as a number.
-        msgspec.Meta(
-            description="Quantities by unit.",
-            extra_json_schema={"extra": {"additionalProperties": {"type": "number"}}},
-        ),
-    ]
+    usage: Quantities
     tokens: int
     cost_usd: str | None
     price_id: str | None
@@ -202,6 +224,9 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     state: State
     effective_tokens_per_month: int | None
     effective_cost_usd_per_month: str | None
+    cost_projection: ProjectionDocument | None
+    """When the effective cap is reached; null without one."""
+    tokens_projection: ProjectionDocument | None
     top_ups: list[TopUpShown]
     binds: BindingLimit | None
     """Of its own caps and the limits of all pools above; null: nothing limits it."""
@@ -230,6 +255,7 @@ class LimitStanding(msgspec.Struct, frozen=True, kw_only=True):
     percent: float | None
     exceeded: bool
     resets_at: datetime | None
+    projection: ProjectionDocument
     recovers_at: datetime | None = None
 
 
@@ -282,6 +308,7 @@ class Cards:
         self.top_ups: dict[str, list[TopUpRecord]] = {}
         self.pools: dict[str, PoolRecord] = {}
         self.parents: dict[str, str | None] = {}
+        self.paces: dict[tuple[str, Meter], Pace] = {}
 
     async def read(self, connection: Connection, records: Sequence[AllocationRecord]) -> None:
         """Read what the cards of these allocations show."""
@@ -295,6 +322,8 @@ class Cards:
         for pool in self.pools.values():
             keys += [self.pool_key(pool, limit.window) for limit in pool.limits]
         self.accounts = await accounts_at(connection, [key.id for key in keys])
+        capped = [record.id for record in records if self.caps(record)]
+        self.paces = await paces(connection, "allocation", capped, self.at)
 
     def period(self, record: AllocationRecord) -> Period:
         """Return the month of an allocation, by its own zone."""
@@ -321,6 +350,20 @@ class Cards:
             if cap is not None:
                 caps[meter] = cap + top_ups.in_all(self.top_ups[record.id], meter)
         return caps
+
+    def projection(self, record: AllocationRecord, meter: Meter) -> ProjectionDocument | None:
+        """Tell when a cap is reached, as it is topped up now; None: there is none."""
+        cap = self.caps(record).get(meter)
+        if cap is None:
+            return None
+        return projection(
+            LimitRecord(meter, "month", cap),
+            self.account(record).used(meter),
+            self.paces.get((record.id, meter), UNUSED),
+            self.period(record),
+            self.at,
+            self.calendar.of(record.billing_timezone).zone,
+        )
 
     def binds(self, record: AllocationRecord) -> Bound | None:
         """Return the limit that binds an allocation."""
@@ -361,6 +404,8 @@ class Cards:
             state=account_state(record.status, caps, account),
             effective_tokens_per_month=caps.get("tokens"),
             effective_cost_usd_per_month=_usd(caps.get("usd")),
+            cost_projection=self.projection(record, "usd"),
+            tokens_projection=self.projection(record, "tokens"),
             top_ups=[
                 TopUpShown(
                     id=one.id,
@@ -426,7 +471,12 @@ def _binding_limit(bound: Bound) -> BindingLimit:
     )
 
 
-def limit_standing(limit: LimitRecord, account: Account | None, period: Period) -> LimitStanding:
+def limit_standing(
+    limit: LimitRecord,
+    account: Account | None,
+    period: Period,
+    projected: ProjectionDocument,
+) -> LimitStanding:
     """Show how a limit stands in a period; no account: nothing was called yet."""
     known = account if account is not None else Account("")
     used, held = known.used(limit.meter), known.held(limit.meter)
@@ -444,6 +494,7 @@ def limit_standing(limit: LimitRecord, account: Account | None, period: Period) 
         percent=None if limit.amount == 0 else round(100 * used / limit.amount, 2),
         exceeded=used >= limit.amount,
         resets_at=period.end,
+        projection=projected,
     )
 
 
@@ -472,21 +523,26 @@ async def key_views(
             assert isinstance(account, RollingAccount)
             account.slid_tokens += tokens
             account.slid_nano += nano
+    known = await paces(connection, "key", [record.id for record in records if record.limits], at)
+
+    async def shown(record: KeyRecord, limit: LimitRecord) -> LimitStanding:
+        account = accounts.get(ids[record.id, limit.window])
+        period = periods[limit.window]
+        projected = projection(
+            limit,
+            account.used(limit.meter) if account is not None else 0,
+            known.get((record.id, limit.meter), UNUSED),
+            period,
+            at,
+            calendar.zone,
+        )
+        standing = limit_standing(limit, account, period, projected)
+        return await _recovering(connection, record.id, limit, standing, at)
+
     views = []
     for record in records:
         fields = msgspec.structs.asdict(record)
-        fields["limits"] = [
-            await _recovering(
-                connection,
-                record.id,
-                limit,
-                limit_standing(
-                    limit, accounts.get(ids[record.id, limit.window]), periods[limit.window]
-                ),
-                at,
-            )
-            for limit in record.limits
-        ]
+        fields["limits"] = [await shown(record, limit) for limit in record.limits]
         views.append(KeyView(**fields, token_budget=token_budget(record)))
     return views
 
@@ -526,7 +582,9 @@ async def key_document(
         opened = await allocations.find_all(connection, key.allocation_ids)
         cards = Cards(calendar, at)
         await cards.read(connection, opened)
-        used = UsageRow(calls=0, refused_calls=0, unpriced_calls=0, tokens=0, cost_usd="0.00")
+        used = UsageRow(
+            calls=0, refused_calls=0, unpriced_calls=0, tokens=0, cost_usd="0.00", units={}
+        )
         query = UsageQuery(("key",), period.start, period.end, {"key_id": key.id}, "UTC")
         async for row in usage_rows(connection, query):
             used = row
@@ -568,9 +626,14 @@ def _usd(nano: int | None) -> str | None:
 
 # Sums
 
-Dimension = Literal["allocation", "member", "key", "model", "endpoint", "day"]
+Dimension = Literal["allocation", "member", "pool", "key", "model", "endpoint", "day", "hour"]
 
 DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
+
+UNIT_COLUMNS: tuple[str, ...] = tuple(sorted(UNITS))
+"""Units in the order in which they are shown."""
+
+_TOTALS = ("calls", "refused_calls", "unpriced_calls", "tokens")
 
 
 class UsageQuery(msgspec.Struct, frozen=True):
@@ -585,22 +648,29 @@ class UsageQuery(msgspec.Struct, frozen=True):
 
 
 class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
-    """The sums of one group; only what it is grouped by is named."""
+    """The sums of one group; only what it is grouped by is named.
+
+    Corrections that name no call have an allocation, and no key, model or endpoint.
+    """
 
     day: date | UnsetType = UNSET
+    hour: datetime | UnsetType = UNSET
     member_id: str | UnsetType = UNSET
     member_email: str | UnsetType | None = UNSET
     allocation_id: str | UnsetType | None = UNSET
     allocation_name: str | UnsetType | None = UNSET
-    key_id: str | UnsetType = UNSET
+    pool_id: str | UnsetType | None = UNSET
+    pool_name: str | UnsetType | None = UNSET
+    key_id: str | UnsetType | None = UNSET
     key_name: str | UnsetType | None = UNSET
-    model: str | UnsetType = UNSET
-    endpoint: str | UnsetType = UNSET
+    model: str | UnsetType | None = UNSET
+    endpoint: str | UnsetType | None = UNSET
     calls: int
     refused_calls: int
     unpriced_calls: int
     tokens: int
     cost_usd: str
+    units: Quantities
 
 
 async def usage_rows(
@@ -609,10 +679,16 @@ async def usage_rows(
     """Yield the sums of each group, in order. Close it if you leave before its end."""
     async with connection.stream(_sums(query).limit(most)) as rows:
         async for row in rows.mappings():
-            fields = {name: value for name, value in row.items() if name != "cost_nano"}
-            for name in ("calls", "refused_calls", "unpriced_calls", "tokens"):
+            fields = {str(name): value for name, value in row.items()}
+            units = {unit: fields.pop(unit) for unit in UNIT_COLUMNS}
+            for name in _TOTALS:
                 fields[name] = int(fields[name])
-            yield UsageRow(**fields, cost_usd=nano_to_usd(int(row["cost_nano"])))
+            cost = nano_to_usd(int(fields.pop("cost_nano")))
+            yield UsageRow(
+                **fields,
+                cost_usd=cost,
+                units={unit: _whole(n) for unit, n in units.items() if n},
+            )
 
 
 async def be_patient(connection: Connection) -> None:
@@ -622,33 +698,92 @@ async def be_patient(connection: Connection) -> None:
     )
 
 
-def _sums(query: UsageQuery) -> Select[Any]:
-    table, late = schema.calls, schema.adjustments
-    ranged = (*_between(query.since, query.until), *_equal(query.equal))
-    by = {name: _dimension(name, query.zone) for name in DIMENSIONS if name in query.group_by}
-    booked = select(
-        *by.values(),
-        literal(1, Integer).label("calls"),
-        case((table.c.outcome.like("rejected%"), 1), else_=0).label("refused_calls"),
-        case((table.c.cost_nano.is_(None), 1), else_=0).label("unpriced_calls"),
-        table.c.tokens.label("tokens"),
-        func.coalesce(table.c.cost_nano, 0).label("cost_nano"),
-    ).where(*ranged)
-    adjusted = (
-        select(
-            *by.values(),
-            literal(0, Integer),
-            literal(0, Integer),
-            literal(0, Integer),
-            late.c.tokens,
-            late.c.nano,
-        )
-        .join_from(late, table, late.c.call_id == table.c.id)
-        .where(*ranged)
+def _whole(quantity: Decimal) -> Quantity:
+    return int(quantity) if quantity == quantity.to_integral_value() else quantity
+
+
+class _Source:
+    """Where a part of what was used is found: what it is grouped and filtered by."""
+
+    def __init__(self, joined: FromClause, columns: Mapping[str, ColumnElement[Any]]) -> None:
+        self.joined = joined
+        self.columns = columns
+
+    def select(self, query: UsageQuery, *totals: ColumnElement[Any]) -> Select[Any]:
+        """Return the rows of it that a query is about."""
+        by = [self._dimension(name, query.zone) for name in DIMENSIONS if name in query.group_by]
+        statement: Select[Any] = select(*by, *totals).select_from(self.joined)
+        statement = statement.where(self.columns["id"] >= id_floor(query.since))
+        if query.until is not None:
+            statement = statement.where(self.columns["id"] < id_floor(query.until))
+        for name, value in query.equal.items():
+            if value is not None:
+                statement = statement.where(self.columns[name] == value)
+        return statement
+
+    def _dimension(self, name: Dimension, zone: str) -> ColumnElement[Any]:
+        at = self.columns["at"]
+        match name:
+            case "day":
+                return sql_cast(func.timezone(zone, at), Date).label("day")
+            case "hour":
+                # Hours are counted from midnight, however the clocks change in between.
+                midnight = func.date_trunc("day", at, zone)
+                hours = func.floor(func.extract("epoch", at - midnight) / 3600)
+                return (midnight + hours * timedelta(hours=1)).label("hour")
+            case "model" | "endpoint":
+                return self.columns[name].label(name)
+            case _:
+                return self.columns[f"{name}_id"].label(f"{name}_id")
+
+
+def _sources(query: UsageQuery) -> tuple[_Source, _Source, _Source]:
+    """Return calls, what was adjusted of calls, and what was corrected without a call."""
+    calls, late, owners = schema.calls, schema.adjustments, schema.allocations
+    names = ("id", "allocation_id", "member_id", "key_id", "model", "endpoint")
+    columns: dict[str, ColumnElement[Any]] = {name: calls.c[name] for name in names}
+    columns |= {"at": calls.c.started_at, "pool_id": owners.c.pool_id}
+    made: FromClause = calls
+    if "pool" in query.group_by or query.equal.get("pool_id") is not None:
+        made = calls.outerjoin(owners, calls.c.allocation_id == owners.c.id)
+    by_hand = late.join(owners, and_(late.c.allocation_id == owners.c.id, late.c.call_id.is_(None)))
+    of_hand: dict[str, ColumnElement[Any]] = {
+        "id": late.c.id,
+        "at": late.c.created_at,
+        "allocation_id": late.c.allocation_id,
+        "member_id": owners.c.member_id,
+        "pool_id": owners.c.pool_id,
+        "key_id": sql_cast(null(), schema.ID),
+        "model": sql_cast(null(), Text),
+        "endpoint": sql_cast(null(), Text),
+    }
+    return (
+        _Source(made, columns),
+        _Source(made.join(late, late.c.call_id == calls.c.id), columns),
+        _Source(by_hand, of_hand),
     )
-    parts = union_all(booked, adjusted).subquery()
-    groups = [parts.c[column.key or ""] for column in by.values()]
-    totals = ("calls", "refused_calls", "unpriced_calls", "tokens", "cost_nano")
+
+
+def _sums(query: UsageQuery) -> Select[Any]:
+    calls, late = schema.calls, schema.adjustments
+    booked, adjusted, by_hand = _sources(query)
+    nothing = [sql_cast(null(), Numeric).label(unit) for unit in UNIT_COLUMNS]
+    zero = literal(0, Integer)
+    parts = union_all(
+        booked.select(
+            query,
+            literal(1, Integer).label("calls"),
+            case((calls.c.outcome.like("rejected%"), 1), else_=0).label("refused_calls"),
+            case((calls.c.cost_nano.is_(None), 1), else_=0).label("unpriced_calls"),
+            calls.c.tokens.label("tokens"),
+            func.coalesce(calls.c.cost_nano, 0).label("cost_nano"),
+            *(sql_cast(calls.c.usage[unit].astext, Numeric).label(unit) for unit in UNIT_COLUMNS),
+        ),
+        adjusted.select(query, zero, zero, late.c.unpriced, late.c.tokens, late.c.nano, *nothing),
+        by_hand.select(query, zero, zero, late.c.unpriced, late.c.tokens, late.c.nano, *nothing),
+    ).subquery()
+    totals = (*_TOTALS, "cost_nano", *UNIT_COLUMNS)
+    groups = [column for column in parts.c if column.name not in totals]
     sums = (
         select(*groups, *(func.sum(parts.c[name]).label(name) for name in totals))
         .group_by(*groups)
@@ -657,23 +792,13 @@ def _sums(query: UsageQuery) -> Select[Any]:
     return _named(sums, query.group_by).order_by(*(sums.c[column.name] for column in groups))
 
 
-def _dimension(name: Dimension, zone: str) -> ColumnElement[Any]:
-    table = schema.calls
-    match name:
-        case "day":
-            return sql_cast(func.timezone(zone, table.c.started_at), Date).label("day")
-        case "model" | "endpoint":
-            return table.c[name].label(name)
-        case "allocation" | "member" | "key":
-            return table.c[f"{name}_id"].label(f"{name}_id")
-
-
 def _named(sums: Subquery, group_by: Sequence[Dimension]) -> Select[Any]:
     """Say what the ids of the groups are called by people."""
     statement: Select[Any] = select(sums)
     for dimension, table, column, label in (
         ("allocation", schema.allocations, "name", "allocation_name"),
         ("member", schema.members, "email", "member_email"),
+        ("pool", schema.pools, "name", "pool_name"),
         ("key", schema.keys, "name", "key_name"),
     ):
         if dimension in group_by:

@@ -245,7 +245,9 @@ async def test_a_patch_of_an_allocation_changes_what_it_names_and_null_clears(pl
     }
     changed = await plane.ok("PATCH", path, patch)
     limited = {"effective_tokens_per_month": None, "binds": changed["binds"]}
-    assert changed == tenant.allocation | patch | {"state": "paused"} | limited
+    unlimited = {"tokens_projection": None}
+    expected = tenant.allocation | patch | {"state": "paused"} | limited | unlimited
+    assert changed == expected
     assert changed["binds"]["owner_name"] == "Autumn"
     assert changed["quota_cost_usd_per_month"] == "1.00"
     cleared = await plane.ok("PATCH", path, {"quota_cost_usd_per_month": None, "status": "active"})

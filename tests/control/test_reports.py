@@ -13,6 +13,7 @@ import pytest
 
 from app.control.reports import cell
 from app.core.access import Key
+from app.core.metering import UNITS
 from app.ids import uuid7
 from app.store.usage import call_document, key_document
 
@@ -240,6 +241,7 @@ async def test_usage_sums_exactly_and_includes_adjustments(plane: Any) -> None:
         "unpriced_calls": 1,
         "tokens": 67,
         "cost_usd": "0.999999999",
+        "units": {"input_token": 100},
     }
     assert rows[bob.allocation["id"]]["cost_usd"] == "9223372036.854775809"
     assert rows[bob.allocation["id"]]["tokens"] == 35
@@ -311,8 +313,11 @@ async def test_the_csv_has_what_the_json_has_and_runs_nothing(plane: Any) -> Non
     assert answer.headers["x-request-id"]
     rows = list(csv.DictReader(io.StringIO(answer.text)))
     page = (await plane.ok("GET", f"/admin/usage?{group_by}"))["items"]
+    units = [row.pop("units") for row in page]
     assert [{n: v.removeprefix("'") for n, v in row.items()} for row in rows] == [
-        {name: str(value) for name, value in row.items()} for row in page
+        {name: str(value) for name, value in row.items()}
+        | {unit: str(used.get(unit, 0)) for unit in UNITS}
+        for row, used in zip(page, units, strict=True)
     ]
     assert list(rows[0]) == [
         "allocation_id",
@@ -323,6 +328,7 @@ async def test_the_csv_has_what_the_json_has_and_runs_nothing(plane: Any) -> Non
         "unpriced_calls",
         "tokens",
         "cost_usd",
+        *sorted(UNITS),
     ]
     assert {row["model"] for row in rows} == {"'=cmd|' /C calc'!A0", "m1"}
     assert rows[0]["allocation_name"].startswith("'=HYPERLINK")
@@ -330,7 +336,9 @@ async def test_the_csv_has_what_the_json_has_and_runs_nothing(plane: Any) -> Non
 
 async def test_a_csv_of_nothing_is_its_header(plane: Any) -> None:
     answer = await plane.call("GET", "/admin/usage.csv?group_by=day,endpoint")
-    assert answer.text == "day,endpoint,calls,refused_calls,unpriced_calls,tokens,cost_usd\r\n"
+    units = ",".join(sorted(UNITS))
+    totals = "calls,refused_calls,unpriced_calls,tokens,cost_usd"
+    assert answer.text == f"day,endpoint,{totals},{units}\r\n"
 
 
 async def test_a_csv_of_many_groups_is_whole(plane: Any) -> None:

@@ -8,14 +8,18 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import psycopg
 import pytest
 
-from app.core.ledger import OwnerKind
+from app.core.ledger import OwnerKind, account_key
+from app.core.windows import EPOCH, Period
 from app.ids import uuid7
-from app.store.ledger import Ledger, LedgerUnavailable
+from app.store.catalogue import set_limit
+from app.store.database import Database
+from app.store.ledger import Granted, Ledger, LedgerUnavailable
 from app.store.reconcile import NAMED_MAX, Discrepancy, reconcile
-from tests.ledger.world import ALLOCATION, POOL, USD, Call, Rows, running
+from tests.ledger.world import ALLOCATION, KEY, POOL, USD, Call, Rows, running
 
 TEAM: tuple[tuple[OwnerKind, str], ...] = (("allocation", ALLOCATION), ("pool", POOL))
 
@@ -66,6 +70,13 @@ CORRUPTIONS: list[tuple[str, str, str, str, str, str]] = [
      "I1", "account", "unpriced", "1 calls", "0 calls"),
     (f"DELETE FROM calls WHERE id = {ANY_CALL}",
      "I1", "account", "used by its calls", "33 tokens", "40 tokens"),
+    (f"INSERT INTO adjustments (account_ids, tokens, nano, unpriced, reason) VALUES"
+     f" (ARRAY[{ANY_ACCOUNT}], 0, 0, -1, 'repriced')",
+     "I1", "account", "unpriced", "0 calls", "1 calls"),
+    (f"INSERT INTO adjustments (account_ids, tokens, nano, reason) VALUES"
+     f" (ARRAY[{ANY_ACCOUNT}], 4, 0, 'correction'), (ARRAY[{ANY_ACCOUNT}], -4, 0, 'correction'),"
+     f" (ARRAY[{ANY_ACCOUNT}], 5, 0, 'limit_opened'), (ARRAY[{ANY_ACCOUNT}], -5, 0, 'limit_opened')",
+     "I3", "account", "recorded overrun", "7 tokens", "3 tokens"),
     ("DELETE FROM adjustments",
      "I1", "account", "used by its calls", "38 tokens", "40 tokens"),
     (f"UPDATE calls SET tokens = 8 WHERE id = {ANY_CALL}",
@@ -356,3 +367,35 @@ async def test_a_hundred_thousand_calls_take_a_moment(rows: Rows) -> None:
     await rows.all(THEIR_ACCOUNT, account)
     async with asyncio.timeout(10):
         await rows.assert_sound()
+
+
+async def test_what_is_inside_a_rolling_window_is_what_its_calls_used(
+    rows: Rows, ledger: Ledger
+) -> None:
+    """One call slid out, one is inside; then the account forgets that the first has."""
+    now = datetime.now(UTC)
+    key = account_key("key", KEY, "rolling:1h", Period(EPOCH, None))
+    database = Database(rows.dsn)
+    try:
+        await database.transaction(lambda c: set_limit(c, key, "usd", 5 * USD, now))
+    finally:
+        await database.close()
+    await rows.all("UPDATE accounts SET slid_to = slid_to - interval '5 hours'")
+    version = await rows.one("SELECT directory_version FROM installation")
+    for at in (now - timedelta(hours=2), now):
+        call = Call(at=at)
+        call.path = (key, *call.path)
+        ids = tuple(one.id for one in call.path)
+        call.facts = msgspec.structs.replace(call.facts, account_ids=ids)
+        call.demand = msgspec.structs.replace(call.demand, accounts=call.path)
+        assert isinstance(await call.reserve(ledger, version), Granted)
+        await call.settle(ledger, 7, USD)
+    used = "SELECT used_nano, used_nano - slid_nano, slid_tokens FROM accounts WHERE owner = 'key'"
+    assert await rows.all(used) == [(2 * USD, USD, 7)]
+    assert await reconcile(rows.dsn, at_rest=True) == []
+    await rows.all("UPDATE accounts SET slid_nano = 0, slid_tokens = 0 WHERE owner = 'key'")
+    said = [(one.invariant, one.what, one.expected, one.found) for one in await reconcile(rows.dsn)]
+    assert said == [
+        ("I1", "used within the window", "7 tokens", "14 tokens"),
+        ("I1", "used within the window", "1.00 USD", "2.00 USD"),
+    ]
