@@ -1,13 +1,13 @@
 """Live: what changes is told of while it is committed, and so is the end of a credential.
 
 Revision: 0009
-Follows: 0005
+Follows: 0006
 """
 
 from alembic import op
 
 revision = "0009"
-down_revision = "0005"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 
