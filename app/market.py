@@ -1,7 +1,7 @@
 """The market: what models cost by the lists that a library carries along.
 
-Owns finding a model of ours in those lists, and reading its prices as they are. Owns no unit of ours
-(see `core.suggestions`), and asks no network: the lists are as old as the library.
+Owns finding a model of ours in those lists, and reading its prices as they are. Owns no unit of
+ours (see `core.suggestions`), and asks no network: the lists are as old as the library.
 
 Invariants: a model that was found by its name alone is said to be; the library is loaded only when
 it is asked, and in a thread, since its lists are long.

@@ -28,6 +28,7 @@ from app.control.live import live_router
 from app.control.own_keys import own_keys_router
 from app.control.pools import pool_router
 from app.control.reports import me_router, report_router
+from app.control.suggestions import suggestion_router
 from app.control.top_ups import my_requests_router, top_up_router
 from app.control.wire import Document, StrictRequest
 
@@ -54,6 +55,7 @@ def control_router(deps: ControlDeps) -> Router:
                     alert_router(),
                     report_router(),
                     correction_router(),
+                    suggestion_router(),
                 ],
                 guards=[gate.admin],
                 security=either,

@@ -74,9 +74,7 @@ def suggest(listed: Mapping[str, Listed], endpoints: Collection[str]) -> Suggest
     notes: list[str] = []
     above = sorted({price.above for price in listed.values() if price.above is not None})
     if above:
-        notes.append(
-            f"It costs more above {above[0]} tokens of input: these are the rates below."
-        )
+        notes.append(f"It costs more above {above[0]} tokens of input: these are the rates below.")
     for name, (unit, per) in LISTED.items():
         price = listed.get(name)
         if price is None:
@@ -96,7 +94,7 @@ def suggest(listed: Mapping[str, Listed], endpoints: Collection[str]) -> Suggest
 
 
 def differences(current: Sequence[Rate], suggested: Sequence[Rate]) -> list[Difference]:
-    """Compare two sets of rates, unit by unit: 0.15 per million and 0.00015 per 1000 are the same."""
+    """Compare two sets of rates by unit: 0.15 per million and 0.00015 per 1000 are the same."""
     now = {rate.unit: rate for rate in current}
     then = {rate.unit: rate for rate in suggested}
     found: list[Difference] = []
