@@ -25,6 +25,7 @@ from app.control.errors import (
     CONTROL_EXCEPTION_HANDLERS,
 )
 from app.control.live import live_router
+from app.control.overview import overview_router
 from app.control.own_keys import own_keys_router
 from app.control.pools import pool_router
 from app.control.reports import me_router, report_router
@@ -56,6 +57,7 @@ def control_router(deps: ControlDeps) -> Router:
                     report_router(),
                     correction_router(),
                     suggestion_router(),
+                    overview_router(),
                 ],
                 guards=[gate.admin],
                 security=either,

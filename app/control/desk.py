@@ -53,6 +53,15 @@ SEEN_EVERY: Final = timedelta(minutes=1)
 """How often it is written down that a session is in use."""
 
 
+class LedgerHealth(msgspec.Struct, frozen=True):
+    """How the ledger of this process is doing."""
+
+    available: bool
+    """Whether its last contact with the database went well."""
+    spooled_settlements: int
+    """Those that wait on the disk of this process for the database."""
+
+
 @dataclass(frozen=True)
 class ControlDeps:
     """What the control plane is given."""
@@ -63,6 +72,7 @@ class ControlDeps:
     directory: Directory
     clock: Callable[[], datetime]
     live: Live
+    ledger: Callable[[], LedgerHealth]
     receivers: Receivers = field(default_factory=Receivers)
     mails: bool = False
     """Whether there is a mail server that alerts can be mailed by."""

@@ -16,6 +16,7 @@ from litestar import Litestar
 from psycopg_pool import AsyncConnectionPool
 
 from app.control import CONTROL_EXCEPTION_HANDLERS, ControlDeps, control_router, passwords
+from app.control.desk import LedgerHealth
 from app.core.ledger import OwnerKind, account_key
 from app.core.windows import Calendar, Window
 from app.ids import uuid7
@@ -217,7 +218,15 @@ async def plane(database_url: str, zone: ZoneInfo) -> AsyncIterator[Plane]:
     await directory.start()
     live = Live(pool, database_url, directory)
     await live.start()
-    deps = ControlDeps(database, vault, Calendar(zone), directory, lambda: datetime.now(UTC), live)
+    deps = ControlDeps(
+        database=database,
+        vault=vault,
+        calendar=Calendar(zone),
+        directory=directory,
+        clock=lambda: datetime.now(UTC),
+        live=live,
+        ledger=lambda: LedgerHealth(available=True, spooled_settlements=0),
+    )
     app = Litestar([control_router(deps)], exception_handlers=CONTROL_EXCEPTION_HANDLERS)
     plane = Plane(app, deps, database_url, zone)
     plane.token = new_admin_token()
