@@ -258,6 +258,7 @@ def create_app(settings: Settings, database_url: str) -> Front:
             clock=lambda: datetime.now(UTC),
             live=gateway.live,
             ledger=lambda: LedgerHealth(gateway.ledger.available, gateway.spool.pending),
+            look=gateway.upstream.look,
             receivers=gateway.receivers,
             mails=settings.smtp_url is not None,
             trusted_proxies=settings.trusted_proxies,
