@@ -18,6 +18,7 @@ from litestar.openapi.spec import SecurityRequirement
 from app.control.admin import admin_routers
 from app.control.alerts import alert_router
 from app.control.auth import auth_router
+from app.control.bulk import bulk_router
 from app.control.corrections import correction_router
 from app.control.desk import ControlDeps, Envelope, Gate, desk_for
 from app.control.errors import (
@@ -28,6 +29,7 @@ from app.control.live import live_router
 from app.control.overview import overview_router
 from app.control.own_keys import own_keys_router
 from app.control.pools import pool_router
+from app.control.preview import preview_router
 from app.control.provider_tests import provider_test_router
 from app.control.reports import me_router, report_router
 from app.control.suggestions import suggestion_router
@@ -60,6 +62,8 @@ def control_router(deps: ControlDeps) -> Router:
                     suggestion_router(),
                     overview_router(),
                     provider_test_router(),
+                    bulk_router(),
+                    preview_router(),
                 ],
                 guards=[gate.admin],
                 security=either,
