@@ -32,6 +32,7 @@ from app.control.pools import pool_router
 from app.control.preview import preview_router
 from app.control.provider_tests import provider_test_router
 from app.control.reports import me_router, report_router
+from app.control.snippets import snippet_router
 from app.control.suggestions import suggestion_router
 from app.control.top_ups import my_requests_router, top_up_router
 from app.control.wire import Document, StrictRequest
@@ -70,7 +71,12 @@ def control_router(deps: ControlDeps) -> Router:
             ),
             Router(
                 "/me",
-                route_handlers=[me_router(), own_keys_router(), my_requests_router()],
+                route_handlers=[
+                    me_router(),
+                    own_keys_router(),
+                    my_requests_router(),
+                    snippet_router(),
+                ],
                 guards=[gate.me],
                 security=either,
             ),
