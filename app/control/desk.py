@@ -33,7 +33,8 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from app.control import browser
 from app.control.browser import AnyConnection
 from app.control.errors import Refused, request_id_of
-from app.core.access import Role, key_refusal
+from app.core.access import Provider, Role, key_refusal
+from app.core.looks import Look
 from app.core.sign_in import session_end
 from app.core.windows import Calendar
 from app.receivers import Receivers
@@ -41,6 +42,7 @@ from app.settings import Network
 from app.store import catalogue, journal, sign_in
 from app.store.database import Connection, Database
 from app.store.directory import Directory
+from app.store.live import Live
 from app.store.vault import ADMIN_TOKEN_PREFIX, Vault
 
 T = TypeVar("T")
@@ -52,6 +54,15 @@ SEEN_EVERY: Final = timedelta(minutes=1)
 """How often it is written down that a session is in use."""
 
 
+class LedgerHealth(msgspec.Struct, frozen=True):
+    """How the ledger of this process is doing."""
+
+    available: bool
+    """Whether its last contact with the database went well."""
+    spooled_settlements: int
+    """Those that wait on the disk of this process for the database."""
+
+
 @dataclass(frozen=True)
 class ControlDeps:
     """What the control plane is given."""
@@ -61,6 +72,10 @@ class ControlDeps:
     calendar: Calendar
     directory: Directory
     clock: Callable[[], datetime]
+    live: Live
+    ledger: Callable[[], LedgerHealth]
+    look: Callable[[Provider, float], Awaitable[Look]]
+    """Asks a provider, within so many seconds, which models it has."""
     receivers: Receivers = field(default_factory=Receivers)
     mails: bool = False
     """Whether there is a mail server that alerts can be mailed by."""
@@ -128,6 +143,15 @@ class Gate:
         actor = await self._identify(connection, changing_password=True)
         if actor.kind != "session":
             raise Refused(403, "This is for members who have signed in.")
+        connection.scope["user"] = actor
+
+    async def live(self, connection: AnyConnection, _: BaseRouteHandler) -> None:
+        """Let in who hears of changes: whoever has signed in, or has an admin token."""
+        # Nothing is changed, but what is read goes on being read.
+        browser.check_origin(connection)
+        actor = await self._identify(connection)
+        if actor.kind == "key":
+            raise Refused(403, "A key hears nothing; sign in to hear of what changes.")
         connection.scope["user"] = actor
 
     async def _identify(
