@@ -1,12 +1,12 @@
 """Live: what changes is told of while it is committed, and so is the end of a credential.
 
-Revision: 0009
+Revision: 0007
 Follows: 0006
 """
 
 from alembic import op
 
-revision = "0009"
+revision = "0007"
 down_revision = "0006"
 branch_labels = None
 depends_on = None
