@@ -25,6 +25,7 @@ from app.control.errors import (
     CONTROL_EXCEPTION_HANDLERS,
 )
 from app.control.own_keys import own_keys_router
+from app.control.own_models import own_models_router
 from app.control.pools import pool_router
 from app.control.reports import me_router, report_router
 from app.control.top_ups import my_requests_router, top_up_router
@@ -59,7 +60,12 @@ def control_router(deps: ControlDeps) -> Router:
             ),
             Router(
                 "/me",
-                route_handlers=[me_router(), own_keys_router(), my_requests_router()],
+                route_handlers=[
+                    me_router(),
+                    own_keys_router(),
+                    own_models_router(),
+                    my_requests_router(),
+                ],
                 guards=[gate.me],
                 security=either,
             ),

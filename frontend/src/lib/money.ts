@@ -73,6 +73,12 @@ export function readCount(text: string): number | null {
   return Number.isSafeInteger(count) ? count : null
 }
 
+/** Reads an amount of a meter as the API takes it; null if it is none. */
+export function readAmount(meter: 'usd' | 'tokens', text: string): string | null {
+  const read = meter === 'usd' ? readUsd(text) : readCount(text)
+  return read === null ? null : String(read)
+}
+
 const SCALE = 12
 
 /** A decimal string as an integer of 10⁻¹² USD, for exact sums and comparisons. */
