@@ -18,7 +18,13 @@ function format(locale: string, options: Intl.NumberFormatOptions): Intl.NumberF
   return known
 }
 
-const CURRENCY = { style: 'currency', currency: 'USD' } as const
+const usd = (locale: string) =>
+  ({
+    style: 'currency',
+    currency: 'USD',
+    // Where $ is said of another currency too, which one it is has to be told.
+    currencyDisplay: locale.startsWith('en') ? 'narrowSymbol' : 'symbol',
+  }) as const
 
 /** Up to cents from a dollar on; below that as many digits as tell something. */
 export function formatUsd(amount: Usd, locale: string, round: 'near' | 'down' = 'near'): string {
@@ -30,13 +36,13 @@ export function formatUsd(amount: Usd, locale: string, round: 'near' | 'down' = 
       : size >= 0.01
         ? { minimumFractionDigits: 2, maximumFractionDigits: 4 }
         : { maximumSignificantDigits: 2 }
-  const options = { ...CURRENCY, ...digits, roundingMode } as Intl.NumberFormatOptions
+  const options = { ...usd(locale), ...digits, roundingMode } as Intl.NumberFormatOptions
   return format(locale, options).format(amount as Intl.StringNumericLiteral)
 }
 
 /** To the last digit. */
 export function formatUsdExact(amount: Usd, locale: string): string {
-  const options = { ...CURRENCY, minimumFractionDigits: 2, maximumFractionDigits: 12 }
+  const options = { ...usd(locale), minimumFractionDigits: 2, maximumFractionDigits: 12 }
   return format(locale, options).format(amount as Intl.StringNumericLiteral)
 }
 

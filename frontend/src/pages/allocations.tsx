@@ -41,7 +41,7 @@ export default function Allocations() {
               </Empty>
             </Card>
           ) : (
-            <ul className="grid gap-4 xl:grid-cols-2">
+            <ul className={`grid gap-4 ${items.length > 1 ? 'xl:grid-cols-2' : 'max-w-3xl'}`}>
               {items.map((one) => (
                 <li key={one.id} className="flex min-w-0">
                   <Allocation
@@ -208,7 +208,7 @@ function Facts({ standing }: { standing: Standing }) {
           <dt>{t('allocations.binds')}</dt>
           <dd>
             {limitName(binds, binds.owner === 'allocation' ? undefined : binds.owner_name)}
-            {': '}
+            <span className="text-soft"> · </span>
             {t('allocations.bindsLeft', {
               left: shown(binds.meter, binds.remaining, 'down'),
               amount: shown(binds.meter, binds.amount),

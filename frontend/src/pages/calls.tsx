@@ -154,7 +154,7 @@ export default function Calls() {
                   {
                     name: 'time',
                     head: t('calls.time'),
-                    cell: (call) => <When at={call.started_at} />,
+                    cell: (call) => <When at={call.started_at} seconds />,
                   },
                   {
                     name: 'outcome',
@@ -164,6 +164,7 @@ export default function Calls() {
                   {
                     name: 'model',
                     head: t('calls.model'),
+                    title: true,
                     cell: (call) => (
                       <>
                         {call.model}

@@ -56,7 +56,7 @@ export default function Keys() {
                   </Empty>
                 </Card>
               ) : (
-                <ul className="grid gap-4 lg:grid-cols-2">
+                <ul className={`grid gap-4 ${active.length > 1 ? 'xl:grid-cols-2' : 'max-w-3xl'}`}>
                   {active.map((one) => (
                     <li key={one.id} className="flex min-w-0">
                       <KeyCard
@@ -258,16 +258,16 @@ function KeyCard({
         <Button icon="code" onClick={() => onDo('use')}>
           {t('keys.use')}
         </Button>
-        <LinkButton icon="list" to="/calls" search={{ key_id: key.id }}>
+        <LinkButton to="/calls" search={{ key_id: key.id }}>
           {t('nav.calls')}
         </LinkButton>
-        <Button icon="edit" onClick={() => onDo('tighten')}>
+        <Button onClick={() => onDo('tighten')}>
           {t('keys.tighten')}
         </Button>
-        <Button icon="rotate" onClick={() => onDo('rotate')}>
+        <Button onClick={() => onDo('rotate')}>
           {t('keys.rotate')}
         </Button>
-        <Button icon="trash" look="danger" onClick={() => onDo('revoke')}>
+        <Button look="danger" onClick={() => onDo('revoke')}>
           {t('keys.revoke')}
         </Button>
       </footer>

@@ -45,6 +45,7 @@ export default function Sessions() {
                   {
                     name: 'units',
                     head: t('usage.units'),
+                    wide: true,
                     optional: (row) => Object.keys(row.usage).length > 0,
                     cell: (row) => <span className="text-xs text-soft">{units(row.usage)}</span>,
                   },

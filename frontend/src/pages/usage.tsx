@@ -113,12 +113,12 @@ export default function Usage() {
           ) : (
             <>
               <Totals rows={items} />
-              <Card title={t('usage.chart', { by: t(`usage.groups.${by}`) })}>
+              <Card title={t(`usage.charts.${by}`)}>
                 <Suspense fallback={<Loading />}>
                   <Chart
                     label={t('usage.chartLabel')}
                     upright={by === 'day'}
-                    bars={(by === 'day' ? everyDay(items) : ranked(items)).map((row) => ({
+                    bars={(by === 'day' ? everyDay(items, filters.from) : ranked(items)).map((row) => ({
                       name: nameOf(row, by, locale) ?? t('usage.noName'),
                       usd: row.cost_usd,
                       detail: t('usage.calls', {
@@ -164,12 +164,14 @@ const ranked = (rows: readonly UsageRow[]) =>
   rows.toSorted((a, b) => Number(b.cost_usd) - Number(a.cost_usd) || b.calls - a.calls)
 
 /** Days without a call have a place on the axis all the same. */
-function everyDay(rows: readonly UsageRow[]): UsageRow[] {
+function everyDay(rows: readonly UsageRow[], from?: string): UsageRow[] {
   const known = new Map(rows.map((row) => [row.day!, row]))
-  const days = [...known.keys()].sort()
+  const today = isoDate(new Date(), 'UTC')
+  const last = [...known.keys(), today].sort().at(-1)!
+  const first = [...known.keys(), from ?? `${last.slice(0, 7)}-01`].sort()[0]!
   const empty = { calls: 0, refused_calls: 0, unpriced_calls: 0, tokens: 0, cost_usd: '0', units: {} }
   const all: UsageRow[] = []
-  for (let day = days[0]!; day <= days.at(-1)!; day = dayAfter(day)) {
+  for (let day = first; day <= last; day = dayAfter(day)) {
     all.push(known.get(day) ?? { ...empty, day })
   }
   return all
@@ -206,7 +208,7 @@ function Rows({ rows, by, filters }: { rows: UsageRow[]; by: Group; filters: Fil
   return (
     <Card flush>
       <DataTable
-        caption={t('usage.table', { by: t(`usage.groups.${by}`) })}
+        caption={t(`usage.charts.${by}`)}
         rows={rows}
         id={(row) => row.day ?? row.key_id ?? row.model ?? row.endpoint ?? 'none'}
         columns={[
@@ -247,6 +249,7 @@ function Rows({ rows, by, filters }: { rows: UsageRow[]; by: Group; filters: Fil
           {
             name: 'units',
             head: t('usage.units'),
+            wide: true,
             optional: (row) => Object.keys(row.units).length > 0,
             cell: (row) => <span className="text-xs text-soft">{units(row.units)}</span>,
           },

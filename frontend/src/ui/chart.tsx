@@ -52,7 +52,7 @@ export default function Chart({ label, bars, upright }: Props) {
           >
             <CartesianGrid stroke="var(--line)" vertical={!upright} horizontal={upright} />
             {upright ? <XAxis {...names} minTickGap={16} /> : <XAxis {...sizes} />}
-            {upright ? <YAxis {...sizes} width={64} /> : <YAxis {...names} width={130} />}
+            {upright ? <YAxis {...sizes} width="auto" /> : <YAxis {...names} width={130} />}
             <Tooltip cursor={{ fill: 'var(--sunk)' }} content={Tip} isAnimationActive={false} />
             <Bar
               dataKey="size"
