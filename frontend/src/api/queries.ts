@@ -30,11 +30,14 @@ export const queryClient = new QueryClient({
   defaultOptions: {
     queries: {
       staleTime: 2_000,
+      // A gateway on this machine or network is reached without the internet as well.
+      networkMode: 'always',
       refetchInterval,
       // What the server refused, it refuses again; what did not reach it may.
       retry: (failed, error) => failed < 2 && error instanceof ApiError && error.status === 0,
       retryDelay: 500,
     },
+    mutations: { networkMode: 'always' },
   },
 })
 
