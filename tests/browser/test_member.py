@@ -13,6 +13,9 @@ from tests.browser.conftest import Open
 from tests.browser.people import Person
 from tests.gateway.kit import DIME, House, conversation, served
 
+LIVE_MS = 15_000
+"""An open page knows by then what has changed, without a reload."""
+
 
 @pytest.mark.parametrize(
     ("language", "width"), [("en", WIDE), ("en", NARROW), ("zh-TW", WIDE), ("zh-TW", NARROW)]
@@ -50,13 +53,13 @@ def test_an_open_card_follows_the_calls_to_its_cap_and_beyond_by_asking_for_more
     page, shown = here.page, here.page.get_by_role("article", name="Thesis")
     expect(shown).to_have_attribute("data-state", "ok")
     served(tenant.chat(max_tokens=3))
-    expect(shown.get_by_text(str(words["used"]))).to_be_visible()
+    expect(shown.get_by_text(str(words["used"]))).to_be_visible(timeout=LIVE_MS)
     expect(shown.get_by_role("meter", name=str(words["label"]))).to_have_attribute(
         "aria-valuenow", "25"
     )
     for maximum, state in zip((6, 2, 1), words["states"], strict=True):
         served(tenant.chat(max_tokens=maximum))
-        expect(shown.get_by_text(state, exact=True)).to_be_visible()
+        expect(shown.get_by_text(state, exact=True)).to_be_visible(timeout=LIVE_MS)
         assert here.overflow() == []
     assert tenant.chat(max_tokens=1).status_code == 429
 
@@ -70,8 +73,8 @@ def test_an_open_card_follows_the_calls_to_its_cap_and_beyond_by_asking_for_more
     fields = [request[name] for name in ("meter", "amount", "reason", "expires", "status")]
     assert fields == ["usd", "5.00", "Deadline", "period", "open"]
     house.api("POST", f"/admin/requests/{request['id']}/approve", {})
-    expect(shown.get_by_text(str(words["approved"]))).to_be_visible()
-    expect(shown).to_have_attribute("data-state", "ok")
+    expect(shown.get_by_text(str(words["approved"]))).to_be_visible(timeout=LIVE_MS)
+    expect(shown).to_have_attribute("data-state", "ok", timeout=LIVE_MS)
     served(tenant.chat(max_tokens=1))
 
 
@@ -250,8 +253,8 @@ def test_a_running_session_shows_its_cost_and_is_stopped(house: House, window: O
     here = person.enter(window(), "/sessions")
     expect(here.page.get_by_text("No session is running")).to_be_visible()
     with conversation(tenant) as socket:
-        expect(here.page.get_by_role("table")).to_contain_text(model)
+        expect(here.page.get_by_role("table")).to_contain_text(model, timeout=LIVE_MS)
         here.page.get_by_role("button", name="Stop").click()
         here.page.get_by_role("dialog").get_by_role("button", name="Stop").click()
-        assert socket.end().reason == "killed"
-    expect(here.page.get_by_text("No session is running")).to_be_visible()
+        assert socket.end() == (1008, "killed")
+    expect(here.page.get_by_text("No session is running")).to_be_visible(timeout=LIVE_MS)
