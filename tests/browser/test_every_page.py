@@ -49,7 +49,8 @@ def test_a_page_is_used_by_keyboard_alone(house: House, window: Open) -> None:
     person.given(house.model(DIME), usd="1.00", name="Thesis")
     here = person.enter(window())
     page = here.page
-    page.locator("body").press("Tab")
+    here.go("/allocations")
+    page.keyboard.press("Tab")
     expect(page.get_by_role("button", name="Skip to the page")).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.get_by_role("main")).to_be_focused()
