@@ -483,7 +483,8 @@ async def my_keys(
             equal={"member_id": desk.member_id},
         )
         views = await usage.key_views(connection, records, desk.deps.calendar, desk.at)
-    return wire.paged(views, limit, lambda view: view.id)
+    shown = [usage.discreet(view) for view in views]
+    return wire.paged(shown, limit, lambda view: view.id)
 
 
 @get("/calls", summary="List one's own calls, newest first")
