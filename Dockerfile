@@ -1,6 +1,13 @@
 # syntax=docker/dockerfile:1
 # The gateway as an image: one process, no root, everything pinned by requirements.lock.
 
+FROM node:20-slim AS dashboard
+WORKDIR /src
+COPY frontend/package.json frontend/package-lock.json frontend/.npmrc ./
+RUN npm ci --no-audit --no-fund
+COPY frontend ./
+RUN npm run build
+
 FROM python:3.11-slim AS build
 ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy
 WORKDIR /src
@@ -11,7 +18,7 @@ RUN python -m venv /opt/spendgate \
  && uv pip sync --python /opt/spendgate/bin/python --require-hashes requirements.lock
 COPY pyproject.toml LICENSE README.md ./
 COPY alembic ./alembic
-COPY frontend ./frontend
+COPY --from=dashboard /src/dist ./frontend/dist
 COPY app ./app
 RUN uv pip install --python /opt/spendgate/bin/python --no-deps --no-build-isolation . \
  && uv pip uninstall --python /opt/spendgate/bin/python uv hatchling editables

@@ -68,10 +68,51 @@ setup: ## Set up what running needs (done by itself when needed)
 setup-dev: ## Set up what the checks need (done by itself when needed)
 	$(call ready,requirements-dev.lock,requirements-dev.lock)
 
+# ------------------------------------------------------------- the dashboard
+
+# node_modules/.installed says which lock its packages are of, node_modules/.built which sources
+# dist/ was built from: both steps cost nothing when nothing has changed.
+UI := frontend
+ui_sources = find $(UI)/src $(UI)/public $(UI)/index.html $(UI)/*.json $(UI)/*.ts \
+  -type f ! -name 'schema.d.ts' ! -name 'openapi.json' ! -name '*.test.*'
+
+.PHONY: dashboard-packages
+dashboard-packages:
+	@set -eu; \
+	node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2>/dev/null || { \
+	  echo "The dashboard is built with Node 20 or newer, and there is none here." >&2; exit 1; }; \
+	wanted="$$(cat $(UI)/package-lock.json $(UI)/.npmrc | cksum)"; \
+	[ "$$wanted" != "$$(cat $(UI)/node_modules/.installed 2>/dev/null)" ] || exit 0; \
+	printf '\033[1m==> %s\033[0m\n' "Installing the dashboard's packages"; \
+	cd $(UI) && npm ci --no-audit --no-fund --loglevel=error; \
+	echo "$$wanted" >node_modules/.installed
+
+.PHONY: dashboard
+dashboard: dashboard-packages ## Build the dashboard (done by itself when needed)
+	@set -eu; \
+	wanted="$$($(ui_sources) | LC_ALL=C sort | xargs cksum | cksum)"; \
+	if [ -f $(UI)/dist/index.html ] \
+	   && [ "$$wanted" = "$$(cat $(UI)/node_modules/.built 2>/dev/null)" ]; then exit 0; fi; \
+	printf '\033[1m==> %s\033[0m\n' 'Building the dashboard'; \
+	rm -f $(UI)/node_modules/.built; \
+	(cd $(UI) && node_modules/.bin/vite build --logLevel warn); \
+	echo "$$wanted" >$(UI)/node_modules/.built
+
+.PHONY: types
+types: setup-dev dashboard-packages ## Make the dashboard's types from the server's own description
+	@$(BIN)/python $(UI)/scripts/openapi.py $(UI)/openapi.json
+	@cd $(UI) && node_modules/.bin/openapi-typescript openapi.json --output src/api/schema.d.ts \
+	  >/dev/null
+
+.PHONY: test-dashboard
+test-dashboard: types
+	$(say) 'dashboard: types and unit tests'
+	@cd $(UI) && node_modules/.bin/tsc --noEmit && node_modules/.bin/vitest run --silent
+
 # ---------------------------------------------------------------- the product
 
 .PHONY: demo
-demo: setup ## Run it here: embedded PostgreSQL, simulated provider, sample data (PORT=8000)
+demo: setup dashboard ## Run it here: embedded PostgreSQL, simulated provider, sample data (PORT=8000)
 	@exec $(BIN)/python -m app.cli demo --port "$(PORT)"
 
 # ------------------------------------------------------------------- checks
@@ -102,9 +143,13 @@ test-core: setup-dev
 
 # The order is the order of cost: what fails soonest comes first.
 .PHONY: test
-test: lint test-core ## Every check, then every test (ARGS='-k reap' picks tests)
+test: lint test-core test-dashboard dashboard ## Every check, then every test (ARGS='-k reap' picks tests)
 	$(say) 'pytest: every test, $(JOBS) at a time'
 	@$(RUN) pytest --numprocesses=$(JOBS) --dist=worksteal $(ARGS)
+
+.PHONY: screenshots
+screenshots: setup-dev dashboard ## Pictures of every page, in screenshots/
+	@exec $(RUN) tests.browser.screenshots $(ARGS)
 
 .PHONY: bench
 bench: setup-dev ## Throughput, latency and sessions, side by side with bare ones (ARGS=--quick)
@@ -131,7 +176,7 @@ LOCKING = pyproject.toml --quiet --universal --python-version 3.11 --generate-ha
 .PHONY: clean
 clean: ## Remove all that was set up or built here (never your data)
 	@rm -rf $(VENV) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache \
-	  .import_linter_cache dist
+	  .import_linter_cache dist $(UI)/dist $(UI)/node_modules
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help

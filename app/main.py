@@ -10,7 +10,6 @@ import gc
 import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -30,6 +29,7 @@ from app.control.desk import LedgerHealth
 from app.core.ledger import Surroundings
 from app.core.preflight import Paths
 from app.core.windows import Calendar
+from app.dashboard import Dashboard
 from app.delivery import Delivery
 from app.gateway.door import Door
 from app.gateway.exchange import Exchange
@@ -49,8 +49,6 @@ from app.store.vault import Vault
 from app.worker import Worker
 
 log = structlog.get_logger(__name__)
-
-HOME_PAGE = Path(__file__).parent.parent / "frontend" / "index.html"
 
 # The modes say how the gauges of several processes make one.
 SPOOLED = Gauge(
@@ -183,18 +181,26 @@ class Gateway:
             )
 
 
+APIS = frozenset({"api", "v1", "livez", "readyz", "metrics"})
+"""What a path begins with that is not the dashboard's."""
+
+
 class Front:
-    """The ASGI application: `/v1` straight to the data plane, the rest to Litestar.
+    """The ASGI application: `/v1` straight to the data plane, other APIs to Litestar, the rest to
+    the dashboard.
 
     Litestar's routing costs a call as much as its admission does (measured: 15 to 20 % of a bare
     pass-through), and the data plane uses none of it.
     """
 
-    def __init__(self, door: Door, sessions: Sessions, live: Live, rest: Litestar) -> None:
+    def __init__(
+        self, door: Door, sessions: Sessions, live: Live, apis: Litestar, dashboard: Dashboard
+    ) -> None:
         self.door = door
         self.live = live
         self.sessions = sessions
-        self.rest = rest
+        self.apis = apis
+        self.dashboard = dashboard
 
     def drain(self) -> None:
         """End what would go on for ever: the server waits for what is being answered."""
@@ -206,8 +212,10 @@ class Front:
             await self.door(scope, receive, send)
         elif scope["type"] == "websocket" and scope["path"].rstrip("/") == "/v1/realtime":
             await self.sessions.handle(scope, receive, send)
+        elif scope["type"] == "http" and scope["path"].split("/")[1] not in APIS:
+            await self.dashboard(scope, receive, send)
         else:
-            await self.rest(scope, receive, send)
+            await self.apis(scope, receive, send)
 
 
 def create_app(settings: Settings, database_url: str) -> Front:
@@ -235,10 +243,6 @@ def create_app(settings: Settings, database_url: str) -> Front:
         _observe(gateway)
         return Response(_exposition(), media_type=CONTENT_TYPE_LATEST)
 
-    @get("/", include_in_schema=False, media_type="text/html", sync_to_thread=False)
-    def home() -> str:
-        return HOME_PAGE.read_text() if HOME_PAGE.exists() else "Spendgate"
-
     @contextlib.asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         await gateway.start()
@@ -264,8 +268,8 @@ def create_app(settings: Settings, database_url: str) -> Front:
             trusted_proxies=settings.trusted_proxies,
         )
     )
-    rest = Litestar(
-        route_handlers=[control, livez, readyz, metrics, home],
+    apis = Litestar(
+        route_handlers=[control, livez, readyz, metrics],
         lifespan=[lifespan],
         openapi_config=OpenAPIConfig(
             title="Spendgate",
@@ -293,7 +297,7 @@ def create_app(settings: Settings, database_url: str) -> Front:
         logging_config=None,
         debug=False,
     )
-    return Front(gateway.door, gateway.sessions, gateway.live, rest)
+    return Front(gateway.door, gateway.sessions, gateway.live, apis, Dashboard())
 
 
 def _observe(gateway: Gateway) -> None:

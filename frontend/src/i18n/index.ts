@@ -1,0 +1,66 @@
+/**
+ * Words: which language is spoken, and all of its words, loaded as one file.
+ *
+ * Keys are the same in every language (a test proves it). The reader's choice is kept in the
+ * browser; without one, the browser's own languages decide.
+ */
+import i18next from 'i18next'
+import { initReactI18next, useTranslation } from 'react-i18next'
+
+export const LANGUAGES = { en: 'English', 'zh-TW': '繁體中文' } as const
+export type Language = keyof typeof LANGUAGES
+
+const CHOICE = 'spendgate.language'
+const FILES: Record<Language, () => Promise<{ default: object }>> = {
+  en: () => import('./en.json'),
+  'zh-TW': () => import('./zh-TW.json'),
+}
+
+function preferred(): Language {
+  const chosen = localStorage.getItem(CHOICE)
+  if (chosen !== null && chosen in LANGUAGES) return chosen as Language
+  for (const language of navigator.languages) {
+    if (language.toLowerCase().startsWith('zh')) return 'zh-TW'
+    if (language.toLowerCase().startsWith('en')) return 'en'
+  }
+  return 'en'
+}
+
+async function load(language: Language): Promise<void> {
+  if (!i18next.hasResourceBundle(language, 'translation')) {
+    i18next.addResourceBundle(language, 'translation', (await FILES[language]()).default)
+  }
+  document.documentElement.lang = language === 'zh-TW' ? 'zh-Hant-TW' : language
+}
+
+export async function startWords(): Promise<void> {
+  const language = preferred()
+  await i18next.use(initReactI18next).init({
+    lng: language,
+    fallbackLng: false,
+    resources: {},
+    interpolation: { escapeValue: false },
+    returnNull: false,
+  })
+  await load(language)
+}
+
+export async function speak(language: Language): Promise<void> {
+  localStorage.setItem(CHOICE, language)
+  await load(language)
+  await i18next.changeLanguage(language)
+}
+
+/** The words, and the locale in which numbers and times are written. */
+export function useWords() {
+  const { t, i18n } = useTranslation()
+  const language = i18n.language as Language
+  return { t, language, locale: localeOf(language) }
+}
+
+/** The reader's own kind of English (dates differ), else the language's. */
+function localeOf(language: Language): string {
+  const own = navigator.languages.find((tag) => tag.startsWith(language.slice(0, 2)))
+  if (language === 'en' && own !== undefined) return own
+  return language === 'en' ? 'en-GB' : 'zh-TW'
+}

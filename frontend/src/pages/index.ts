@@ -1,0 +1,38 @@
+/**
+ * The pages there are: router and navigation are made from this table.
+ *
+ * A page without an icon is not in the navigation: others lead to it.
+ */
+import type { ComponentType } from 'react'
+
+import type { Role } from '@/api/queries'
+import type { IconName } from '@/ui/icons'
+
+export interface PageEntry {
+  path: string
+  /** Its words: `nav.<name>`. */
+  name: string
+  icon?: IconName
+  section: 'own' | 'admin'
+  load: () => Promise<{ default: ComponentType }>
+}
+
+export const PAGES: readonly PageEntry[] = [
+  { path: '/allocations', name: 'allocations', icon: 'wallet', section: 'own', load: () => import('./allocations') },
+  { path: '/usage', name: 'usage', icon: 'chart', section: 'own', load: () => import('./usage') },
+  { path: '/calls', name: 'calls', icon: 'list', section: 'own', load: () => import('./calls') },
+  { path: '/keys', name: 'keys', icon: 'key', section: 'own', load: () => import('./keys') },
+  { path: '/sessions', name: 'sessions', icon: 'live', section: 'own', load: () => import('./sessions') },
+  { path: '/account', name: 'account', section: 'own', load: () => import('./account') },
+]
+
+/** Who sees a section: auditors read all that admins do, and the server refuses them the rest. */
+export function sees(role: Role, section: PageEntry['section']): boolean {
+  return section === 'own' || role !== 'member'
+}
+
+/** Where one begins. */
+export function home(role: Role): string {
+  const first = PAGES.find((page) => page.section === 'admin')
+  return first !== undefined && sees(role, 'admin') ? first.path : PAGES[0]!.path
+}
