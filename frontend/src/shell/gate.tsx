@@ -3,9 +3,10 @@
  *
  * So nothing redirects to where an address says; and whoever's session ends goes on where they were.
  */
-import { useQuery } from '@tanstack/react-query'
+import { useQuery, useQueryClient } from '@tanstack/react-query'
 import { type ReactNode, Suspense, createContext, lazy, use } from 'react'
 
+import { useLive } from '@/api/live'
 import { type Session, sessionQuery } from '@/api/queries'
 import { Problem } from '@/ui/page'
 
@@ -41,5 +42,16 @@ export function Gate({ children }: { children: ReactNode }) {
       </Suspense>
     )
   }
-  return <SessionContext value={session.data}>{children}</SessionContext>
+  return (
+    <SessionContext value={session.data}>
+      <Listening />
+      {children}
+    </SessionContext>
+  )
+}
+
+/** Only who is signed in hears of anything. */
+function Listening(): null {
+  useLive(useQueryClient())
+  return null
 }
