@@ -69,12 +69,18 @@ export function useLive(client: QueryClient): void {
       // It opens itself again; a stream that was refused is closed for good, and pages go on asking.
       note(EVENTS.overview!)
     }
+    // A network that goes or comes says nothing to a stream that is quiet.
+    const look = () => note(EVENTS.overview!)
+    addEventListener('offline', look)
+    addEventListener('online', look)
     for (const [event, topics] of Object.entries(EVENTS)) {
       stream.addEventListener(event, () => note(topics))
     }
     return () => {
       streaming = false
       clearTimeout(timer)
+      removeEventListener('offline', look)
+      removeEventListener('online', look)
       stream.close()
     }
   }, [client])
