@@ -20,6 +20,14 @@ export interface PageEntry {
 export const PAGES: readonly PageEntry[] = [
   { path: '/allocations', name: 'allocations', icon: 'wallet', section: 'own', load: () => import('./allocations') },
   { path: '/account', name: 'account', section: 'own', load: () => import('./account') },
+  // What admins set up, and what they look after.
+  { path: '/admin/models', name: 'adminModels', icon: 'model', section: 'admin', load: () => import('./admin-models') },
+  { path: '/admin/prices', name: 'adminPrices', icon: 'tag', section: 'admin', load: () => import('./admin-prices') },
+  { path: '/admin/members', name: 'adminMembers', icon: 'people', section: 'admin', load: () => import('./admin-members') },
+  { path: '/admin/sessions', name: 'adminSessions', icon: 'live', section: 'admin', load: () => import('./admin-sessions') },
+  { path: '/admin/alerts', name: 'adminAlerts', icon: 'bell', section: 'admin', load: () => import('./admin-alerts') },
+  { path: '/admin/audit', name: 'adminAudit', icon: 'audit', section: 'admin', load: () => import('./admin-audit') },
+  { path: '/admin/setup', name: 'wizard', section: 'admin', load: () => import('./setup-wizard') },
 ]
 
 /** Who sees a section: auditors read all that admins do, and the server refuses them the rest. */
