@@ -255,7 +255,8 @@ function DestinationForm({
         : await ok(api.POST('/api/admin/destinations', { body: { ...said, kind } }))
       await refresh(['admin', 'destinations'])
       toast(t('adminSetup.saved', { name: said.name }))
-      onDone('webhook_secret' in made ? (made.webhook_secret ?? undefined) : undefined)
+      const fresh = 'webhook_secret' in made ? made.webhook_secret : undefined
+      onDone(typeof fresh === 'string' ? fresh : undefined)
     },
   })
   const { form, tied } = editor

@@ -21,7 +21,7 @@ import { Answered, Card, Empty, Page, Problem } from '@/ui/page'
 import { DataTable } from '@/ui/table'
 import { toast } from '@/ui/toast'
 
-import { KeyForm, KeyShown } from './key-form'
+import { KeyForm, KeyShown } from './member-key-form'
 import { MemberForm } from './member-form'
 import { Facts, useMayWrite } from './setup-parts'
 

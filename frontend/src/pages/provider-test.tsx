@@ -1,26 +1,14 @@
 /** A test call to a provider: whether it answers, takes the credential, and knows a model. */
-import { api, ok } from '@/api/client'
+import { type Schemas, api, ok } from '@/api/client'
 import { useWords } from '@/i18n'
 import { formatCount } from '@/lib/money'
 import { Icon } from '@/ui/icons'
 import { Problem } from '@/ui/page'
 
-export interface ProviderTestResult {
-  ok: boolean
-  status: number | null
-  latency_ms: number
-  message: string
-  models: number | null
-  model_listed: boolean | null
-}
+export type ProviderTestResult = Schemas['ProviderTestDocument']
 
 export const testProvider = (id: string) =>
-  ok(
-    api.POST(
-      '/api/admin/providers/{id}/test' as never,
-      { params: { path: { id } }, body: {} } as never,
-    ),
-  ) as Promise<ProviderTestResult>
+  ok(api.POST('/api/admin/providers/{id}/test', { params: { path: { id } }, body: {} }))
 
 export function ProviderTest({ result, error }: { result: ProviderTestResult | undefined; error: unknown }) {
   const { t, language, locale } = useWords()

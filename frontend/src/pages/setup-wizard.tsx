@@ -28,7 +28,7 @@ import { Icon } from '@/ui/icons'
 import { Answered, Card, Empty, Page, Problem } from '@/ui/page'
 import { toast } from '@/ui/toast'
 
-import { KeyForm, KeyShown } from './key-form'
+import { KeyForm, KeyShown } from './member-key-form'
 import { MemberForm } from './member-form'
 import { ModelForm, ProviderForm } from './model-forms'
 import { PriceForm } from './model-prices'
