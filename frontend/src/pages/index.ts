@@ -19,6 +19,10 @@ export interface PageEntry {
 
 export const PAGES: readonly PageEntry[] = [
   { path: '/allocations', name: 'allocations', icon: 'wallet', section: 'own', load: () => import('./allocations') },
+  { path: '/usage', name: 'usage', icon: 'chart', section: 'own', load: () => import('./usage') },
+  { path: '/calls', name: 'calls', icon: 'list', section: 'own', load: () => import('./calls') },
+  { path: '/keys', name: 'keys', icon: 'key', section: 'own', load: () => import('./keys') },
+  { path: '/sessions', name: 'sessions', icon: 'live', section: 'own', load: () => import('./sessions') },
   { path: '/account', name: 'account', section: 'own', load: () => import('./account') },
   // What admins set up, and what they look after.
   { path: '/admin/models', name: 'adminModels', icon: 'model', section: 'admin', load: () => import('./admin-models') },
