@@ -187,6 +187,7 @@ function Events({
         { name: 'actor', head: t('adminAudit.actor'), cell: (row) => row.actor },
         {
           name: 'object',
+          wide: true,
           head: t('adminAudit.object'),
           cell: (row) => (
             <>
@@ -269,9 +270,24 @@ const FEW = 4
 
 function Value({ value }: { value: unknown }) {
   const { t } = useWords()
-  if (value === undefined || value === null) return <span className="text-soft">{t('common.none')}</span>
+  if (value === undefined || value === null) return <span className="text-soft">{t('adminSetup.none')}</span>
   if (typeof value === 'boolean') return value ? t('adminAudit.yes') : t('adminAudit.no')
   if (typeof value === 'string' || typeof value === 'number') return <>{String(value)}</>
   if (Array.isArray(value) && value.every((one) => typeof one === 'string')) return <>{value.join(', ')}</>
+  if (Array.isArray(value)) {
+    return (
+      <>
+        {value.map((one, n) => (
+          <code key={n} className="block font-mono">
+            {typeof one === 'object' && one !== null
+              ? Object.entries(one)
+                  .map(([name, part]) => `${name} ${typeof part === 'object' ? JSON.stringify(part) : String(part)}`)
+                  .join(' · ')
+              : String(one)}
+          </code>
+        ))}
+      </>
+    )
+  }
   return <code className="font-mono">{JSON.stringify(value)}</code>
 }

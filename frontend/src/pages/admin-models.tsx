@@ -20,7 +20,7 @@ export default function AdminModels() {
   const { t } = useWords()
   const providers = useQuery(providersQuery)
   return (
-    <Page title={t('nav.adminModels')} about={t('adminModels.about')}>
+    <Page title={t('adminModels.title')} about={t('adminModels.about')}>
       <Answered of={providers}>
         {(known) => (
           <>
@@ -121,7 +121,7 @@ function ProviderTable({
           end: true,
           cell: (row) =>
             writes && (
-              <span className="flex flex-wrap justify-end gap-2">
+              <span className="flex flex-wrap gap-2 md:flex-nowrap md:justify-end">
                 <Button
                   aria-label={t('adminModels.testOf', { name: row.name })}
                   busy={test.isPending && test.variables === row.id}
@@ -275,15 +275,16 @@ function ModelTable({
             </>
           ),
         },
-        { name: 'provider', head: t('adminModels.provider'), cell: (row) => nameOf(row.provider_id) },
+        { name: 'provider', head: t('adminModels.provider'), cell: (row) => <span className="wrap-break-word">{nameOf(row.provider_id)}</span> },
         {
           name: 'endpoints',
+          wide: true,
           head: t('adminModels.endpoints'),
           cell: (row) =>
             row.endpoints === null ? (
               <span className="text-soft">{t('adminModels.anyEndpoint')}</span>
             ) : (
-              <span className="flex flex-wrap gap-1 max-md:justify-end">
+              <span className="flex flex-wrap gap-1">
                 {row.endpoints.map((one) => (
                   <Slug key={one}>{one}</Slug>
                 ))}
@@ -298,14 +299,16 @@ function ModelTable({
           cell: (row) =>
             priced &&
             (priced.has(row.slug) ? (
-              <TextLink to="/admin/prices" search={{ model: row.slug }} aria-label={t('adminModels.priceOf', { name: row.slug })}>
+              <TextLink to="/admin/prices" search={{ model: row.slug }}>
                 {t('adminModels.priced')}
+                <span className="sr-only">: {row.slug}</span>
               </TextLink>
             ) : (
-              <span className="inline-flex flex-wrap items-center gap-x-2 max-md:justify-end">
+              <span className="inline-flex flex-wrap items-center gap-x-2">
                 <ToneBadge tone="warn" icon="tag" label={t('common.unpriced')} />
-                <TextLink to="/admin/prices" search={{ model: row.slug }} aria-label={t('adminModels.setPriceOf', { name: row.slug })}>
+                <TextLink to="/admin/prices" search={{ model: row.slug }}>
                   {t('adminModels.setPrice')}
+                  <span className="sr-only">: {row.slug}</span>
                 </TextLink>
               </span>
             )),

@@ -209,7 +209,7 @@ function Priced({ rows }: { rows: Row[] }) {
       id={(row) => row.model.slug}
       columns={[
         model,
-        { name: 'rates', head: t('adminPrices.rates'), cell: (row) => <Rates rates={row.price!.rates} /> },
+        { name: 'rates', wide: true, head: t('adminPrices.rates'), cell: (row) => <Rates rates={row.price!.rates} /> },
         { name: 'since', head: t('adminPrices.since'), cell: (row) => <When at={row.price!.effective_from} /> },
         { name: 'versions', head: t('adminPrices.versions'), end: true, cell: (row) => row.versions },
         {

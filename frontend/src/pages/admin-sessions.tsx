@@ -37,7 +37,7 @@ export default function AdminSessions() {
                 {t('adminSessions.noneHint')}
               </Empty>
             ) : (
-              <Sessions rows={running} />
+              <Sessions rows={running} asOf={sessions.dataUpdatedAt} />
             )
           }
         </Answered>
@@ -46,7 +46,7 @@ export default function AdminSessions() {
   )
 }
 
-function Sessions({ rows }: { rows: RealtimeSession[] }) {
+function Sessions({ rows, asOf }: { rows: RealtimeSession[]; asOf: number }) {
   const { t } = useWords()
   const writes = useMayWrite()
   const refresh = useRefresh()
@@ -79,7 +79,7 @@ function Sessions({ rows }: { rows: RealtimeSession[] }) {
             end: true,
             cell: (row) => (
               <span className="tabular-nums">
-                {formatDuration(Math.max(0, (now - new Date(row.started_at).getTime()) / 1000))}
+                {formatDuration(row.duration_s + Math.max(0, Math.floor((now - asOf) / 1000)))}
               </span>
             ),
           },

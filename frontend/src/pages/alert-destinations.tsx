@@ -102,7 +102,7 @@ export function Destinations({ destinations }: { destinations: Destination[] }) 
               end: true,
               cell: (row) =>
                 writes && (
-                  <span className="flex items-center justify-end gap-1">
+                  <span className="flex items-center gap-1 md:justify-end">
                     <Button
                       disabled={!row.enabled}
                       busy={test.isPending && test.variables === row.id}
@@ -152,7 +152,7 @@ export function Destinations({ destinations }: { destinations: Destination[] }) 
         {secret && <Snippet code={secret} label={t('adminAlerts.secret')} />}
         <DialogActions>
           <Button look="main" onClick={() => setSecret(null)}>
-            {t('common.done')}
+            {t('adminSetup.done')}
           </Button>
         </DialogActions>
       </Dialog>

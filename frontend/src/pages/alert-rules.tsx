@@ -112,7 +112,7 @@ export function Rules({ destinations }: { destinations: Destination[] }) {
                       <span className="text-xs text-soft">{t('adminAlerts.onKey')}</span>
                     ) : (
                       writes && (
-                        <span className="flex justify-end gap-1">
+                        <span className="flex gap-1 md:justify-end">
                           <IconButton
                             icon="edit"
                             label={t('adminSetup.editOf', { name: nameOf(row) })}

@@ -118,7 +118,7 @@ function Suggested({ suggestion, onTake }: { suggestion: Suggestion; onTake: (()
           {
             name: 'now',
             head: t('adminPrices.now'),
-            cell: (row) => (row.current ? text(row.current) : <span className="text-soft">{t('common.none')}</span>),
+            cell: (row) => (row.current ? text(row.current) : <span className="text-soft">{t('adminSetup.none')}</span>),
           },
           {
             name: 'suggested',
@@ -129,7 +129,7 @@ function Suggested({ suggestion, onTake }: { suggestion: Suggestion; onTake: (()
                   {text(row.suggested)}
                 </strong>
               ) : (
-                <span className="text-soft">{t('common.none')}</span>
+                <span className="text-soft">{t('adminSetup.none')}</span>
               ),
           },
           {
@@ -181,7 +181,7 @@ function History({ versions }: { versions: Price[] }) {
                 </span>
               ),
             },
-            { name: 'rates', head: t('adminPrices.rates'), cell: (row) => <Rates rates={row.rates} /> },
+            { name: 'rates', wide: true, head: t('adminPrices.rates'), cell: (row) => <Rates rates={row.rates} /> },
             { name: 'added', head: t('adminSetup.added'), cell: (row) => <When at={row.created_at} /> },
           ]}
         />

@@ -180,17 +180,20 @@ function Allocations({ member }: { member: Member }) {
                   head: t('adminMembers.allocation'),
                   title: true,
                   cell: (row) => (
-                    <TextLink to="/admin/allocations" search={{ id: row.id }}>
-                      {row.name}
-                    </TextLink>
+                    <span className="wrap-break-word">
+                      <TextLink to="/admin/allocations" search={{ id: row.id }}>
+                        {row.name}
+                      </TextLink>
+                    </span>
                   ),
                 },
                 { name: 'state', head: t('adminMembers.status'), cell: (row) => <StateBadge state={row.state} /> },
                 {
                   name: 'usd',
-                  head: 'USD',
+                  wide: true,
+                  head: '',
                   cell: (row) => (
-                    <span className="block min-w-40">
+                    <span className="block md:min-w-40">
                       <Meter
                         small
                         label={t('allocations.cost')}
@@ -205,6 +208,7 @@ function Allocations({ member }: { member: Member }) {
                 },
                 {
                   name: 'models',
+                  wide: true,
                   head: t('allocations.models'),
                   cell: (row) => <span className="font-mono text-xs">{row.models.join(', ')}</span>,
                 },
@@ -278,7 +282,7 @@ function Keys({ member }: { member: Member }) {
                   cell: (row) =>
                     writes &&
                     row.revoked_at === null && (
-                      <span className="flex flex-wrap justify-end gap-2">
+                      <span className="flex flex-wrap gap-2 md:flex-nowrap md:justify-end">
                         <Button aria-label={t('adminMembers.rotateOf', { name: row.name })} onClick={() => setRotating(row)}>
                           {t('adminMembers.rotate')}
                         </Button>
@@ -312,7 +316,7 @@ function Keys({ member }: { member: Member }) {
         {shown && <KeyShown secret={shown} />}
         <DialogActions>
           <Button look="main" onClick={() => setShown(null)}>
-            {t('common.done')}
+            {t('adminSetup.done')}
           </Button>
         </DialogActions>
       </Dialog>

@@ -1,7 +1,7 @@
 /** Rates as people read them: so much for so many of a unit, to the last digit. */
 import type { Rate } from '@/api/admin-setup'
 import { useWords } from '@/i18n'
-import { formatCompact, formatUsdExact } from '@/lib/money'
+import { formatCompact, formatCount, formatUsdExact } from '@/lib/money'
 
 /** Every unit of the glossary, the most common first. */
 export const UNITS = [
@@ -24,10 +24,14 @@ export const UNITS = [
 ] as const
 
 export function useRateText() {
-  const { t, locale } = useWords()
+  const { t, locale, language } = useWords()
   return ({ usd, per }: Pick<Rate, 'usd' | 'per'>) => {
     const amount = formatUsdExact(usd, locale)
-    return per === 1 ? amount : t('adminPrices.per', { amount, per: formatCompact(per, locale) })
+    if (per === 1) return amount
+    // 1M is shorter than 1,000,000; what would not be exact is written out.
+    const round = per % 1_000_000 === 0 || (per % 1_000 === 0 && per < 1_000_000)
+    const shown = round ? formatCompact(per, language === 'en' ? 'en-US' : locale) : formatCount(per, locale)
+    return t('adminPrices.per', { amount, per: shown })
   }
 }
 
@@ -37,7 +41,7 @@ export function Rates({ rates }: { rates: readonly Rate[] }) {
   return (
     <ul className="flex flex-col gap-0.5">
       {inOrder(rates).map((rate) => (
-        <li key={rate.unit} className="flex flex-wrap gap-x-2 max-md:justify-end">
+        <li key={rate.unit} className="flex flex-wrap gap-x-2">
           <span className="text-soft">{t(`adminPrices.units.${rate.unit}`)}</span>
           <span className="tabular-nums">{text(rate)}</span>
         </li>

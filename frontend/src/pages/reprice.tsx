@@ -125,7 +125,7 @@ function Found({ found }: { found: Repricing }) {
   const { t } = useWords()
   const allocations = useQuery({ ...allocationsQuery(), enabled: found.allocations.length > 0 })
   const nameOf = (id: string | null) =>
-    allocations.data?.find((one) => one.id === id)?.name ?? id ?? t('common.none')
+    allocations.data?.find((one) => one.id === id)?.name ?? id ?? t('adminSetup.none')
   return (
     <section
       aria-label={t('adminPrices.result')}
