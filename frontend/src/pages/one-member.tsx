@@ -15,7 +15,7 @@ import { useWords } from '@/i18n'
 import { useSession } from '@/shell/gate'
 import { Button, LinkButton, TextLink } from '@/ui/button'
 import { Confirm, Dialog, DialogActions } from '@/ui/dialog'
-import { When } from '@/ui/format'
+import { Count, When } from '@/ui/format'
 import { Meter, StateBadge, ToneBadge } from '@/ui/meter'
 import { Answered, Card, Empty, Page, Problem } from '@/ui/page'
 import { DataTable } from '@/ui/table'
@@ -261,6 +261,9 @@ function Keys({ member }: { member: Member }) {
                     <>
                       <strong className="font-semibold">{row.name}</strong>{' '}
                       <code className="block font-mono text-xs font-normal text-soft">{row.hint}</code>
+                      {row.one_shot && (
+                        <span className="block text-xs font-normal text-soft">{t('adminMembers.oneShot')}</span>
+                      )}
                     </>
                   ),
                 },
@@ -269,6 +272,17 @@ function Keys({ member }: { member: Member }) {
                   name: 'opens',
                   head: t('adminMembers.opens'),
                   cell: (row) => row.allocation_ids.map(nameOf).join(', '),
+                },
+                {
+                  name: 'budget',
+                  head: t('adminMembers.budget'),
+                  end: true,
+                  cell: (row) =>
+                    row.token_budget === null ? (
+                      <span className="text-soft">{t('adminSetup.none')}</span>
+                    ) : (
+                      <Count value={row.token_budget} />
+                    ),
                 },
                 {
                   name: 'expires',
