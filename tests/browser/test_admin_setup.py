@@ -76,7 +76,7 @@ def _first_run(bare: House, here: Window) -> None:
     page.get_by_role("button", name="Add model").click()
 
     page.get_by_role("button", name="Take over into the form").click()
-    expect(page.get_by_label("USD").first).to_have_value("0.15")
+    expect(page.get_by_label("USD", exact=True).first).to_have_value("0.15")
     page.get_by_role("button", name="Add version").click()
 
     page.get_by_role("button", name="Add another").click()
@@ -116,7 +116,7 @@ def test_a_provider_is_stored_as_filled_in_tested_and_its_credential_is_never_sh
     page.get_by_label("Kind").select_option("mistral")
     expect(page.get_by_label("Base URL")).to_have_value("https://api.mistral.ai")
     page.get_by_label("Base URL").fill("nowhere")
-    page.get_by_label("API key").fill("not the key")
+    page.get_by_label("API key").fill("not-the-key")
     dialog(page).get_by_role("button", name="Add provider").click()
     expect(page.get_by_text("Enter an address that begins with")).to_be_visible()
     page.get_by_label("Base URL").fill(house.sim.base_url)
@@ -150,7 +150,7 @@ def test_a_model_is_stored_as_filled_in(house: House, window: Open) -> None:
     page.get_by_role("button", name="Add model").first.click()
     form = dialog(page)
     page.get_by_label("Name in requests").fill(slug)
-    form.get_by_label("Provider").select_option(label=provider)
+    form.get_by_label("Provider", exact=True).select_option(label=provider)
     page.get_by_label("Name at the provider").fill("gpt-4o")
     page.get_by_label("Context window").fill("128k")
     page.get_by_label("Maximum output").fill("16,384")
@@ -204,16 +204,16 @@ def test_a_price_is_stored_to_the_last_digit_and_takes_over_when_it_is_told_to(
 ) -> None:
     slug = house.model(None)
     page = admin(house, window(), f"/admin/prices?model={slug}")
-    page.get_by_label("USD").first.fill("0.000000000123456789")
-    page.get_by_label("Per").first.fill("1")
-    page.get_by_label("Unit").nth(1).select_option("input_token")
-    page.get_by_label("USD").nth(1).fill("2.50")
-    page.get_by_label("Per").nth(1).fill("1M")
+    page.get_by_label("USD", exact=True).first.fill("0.000000000123456789")
+    page.get_by_label("Per", exact=True).first.fill("1")
+    page.get_by_label("Unit", exact=True).nth(1).select_option("input_token")
+    page.get_by_label("USD", exact=True).nth(1).fill("2.50")
+    page.get_by_label("Per", exact=True).nth(1).fill("1M")
     page.get_by_role("button", name="Add version").click()
     expect(page.get_by_text("This unit has a rate already.")).to_be_visible()
-    page.get_by_label("Unit").nth(1).select_option("page")
+    page.get_by_label("Unit", exact=True).nth(1).select_option("page")
     page.get_by_role("button", name="Add version").click()
-    expect(row(page, "In force")).to_be_visible()
+    expect(page.get_by_text(f"{slug} has a new price")).to_be_visible()
     [price] = house.api("GET", f"/admin/prices?model={slug}")["items"]
     rates = {one["unit"]: (one["usd"], one["per"]) for one in price["rates"]}
     assert rates == {"input_token": ("0.000000000123456789", 1), "page": ("2.5", 1_000_000)}
@@ -221,7 +221,7 @@ def test_a_price_is_stored_to_the_last_digit_and_takes_over_when_it_is_told_to(
     expect(page.get_by_text("$2.50 / 1M").first).to_be_visible()
 
     # The next version begins with what is in force, and waits for its instant.
-    expect(page.get_by_label("USD").first).to_have_value("0.000000000123456789")
+    expect(page.get_by_label("USD", exact=True).first).to_have_value("0.000000000123456789")
     page.get_by_role("button", name="Remove the rate of Pages").click()
     tomorrow = (datetime.now(UTC) + TAIPEI + timedelta(days=1)).strftime("%Y-%m-%dT12:00")
     page.get_by_label("In force from").fill(tomorrow)
@@ -243,13 +243,13 @@ def test_an_unpriced_model_is_priced_from_a_suggestion_and_its_calls_priced_agai
     page = admin(house, window(), "/admin/prices")
     unpriced = row(page, slug)
     expect(unpriced).to_contain_text("No price")
-    expect(unpriced.get_by_role("cell").nth(2)).to_have_text("1")
+    expect(unpriced).to_contain_text("Unpriced calls this month1")
     unpriced.get_by_role("link", name="Set price").click()
     expect(page.get_by_text("1 call of this month is unpriced.").first).to_be_visible()
 
     expect(row(page, "Output tokens")).to_contain_text("added")
     page.get_by_role("button", name="Take over into the form").click()
-    expect(page.get_by_label("USD").first).to_have_value("0.15")
+    expect(page.get_by_label("USD", exact=True).first).to_have_value("0.15")
     before = (datetime.now(UTC) + TAIPEI - timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M")
     page.get_by_label("In force from").fill(before)
     page.get_by_role("button", name="Add version").click()
@@ -408,7 +408,7 @@ def test_a_destination_is_stored_as_filled_in_tested_and_its_secret_shown_once(
     form.get_by_label("Allocation used up").check()
     form.get_by_label("Unpriced model called").check()
     form.get_by_role("button", name="Add destination").click()
-    secret = page.get_by_label("Signing secret").inner_text()
+    secret = page.locator('pre[aria-label="Signing secret"]').inner_text()
     assert secret.startswith("whsec_")
     page.get_by_role("button", name="Done").click()
     shown = row(page, name)
@@ -419,7 +419,7 @@ def test_a_destination_is_stored_as_filled_in_tested_and_its_secret_shown_once(
     page.get_by_role("button", name=f"More for {name}").click()
     page.get_by_role("menuitem", name="Rotate secret").click()
     form.get_by_role("button", name="Rotate secret").click()
-    assert page.get_by_label("Signing secret").inner_text() not in ("", secret)
+    assert page.locator('pre[aria-label="Signing secret"]').inner_text() not in ("", secret)
     page.get_by_role("button", name="Done").click()
     expect(shown).to_contain_text("signed with both secrets until")
 
@@ -633,8 +633,8 @@ def test_nothing_is_wrong_with_any_page_of_setting_up(
     ):
         here.go(path)
         found += [f"{path}: {one}" for one in here.violations() + here.overflow()]
-    # The forms, each opened by the button that heads its card.
-    for path in ("/admin/models", "/admin/members", "/admin/alerts"):
+    # The forms, each opened by the button that heads its card: in either language and width.
+    for path in ("/admin/models", "/admin/members", "/admin/alerts") if theme == "light" else ():
         here.go(path)
         buttons = page.locator("main section > header button, main header button")
         for n in range(buttons.count()):

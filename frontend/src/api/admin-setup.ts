@@ -63,14 +63,10 @@ export const unpricedQuery = queryOptions({
   queryKey: ['admin', 'prices', 'unpriced'],
   meta: { live: ['calls'] },
   queryFn: async () => {
-    const rows = await everything((cursor) =>
-      ok(
-        api.GET('/api/admin/usage', {
-          params: { query: { group_by: 'model', cursor, limit: LONG_PAGE } },
-        }),
-      ),
+    const { items } = await ok(
+      api.GET('/api/admin/usage', { params: { query: { group_by: 'model' } } }),
     )
-    return new Map(rows.flatMap((row) => (row.model ? [[row.model, row.unpriced_calls]] : [])))
+    return new Map(items.flatMap((row) => (row.model ? [[row.model, row.unpriced_calls]] : [])))
   },
 })
 

@@ -15,7 +15,7 @@ import { LinkButton } from '@/ui/button'
 import { TextField } from '@/ui/field'
 import { Count, When } from '@/ui/format'
 import { ToneBadge } from '@/ui/meter'
-import { Answered, Card, Empty, Page } from '@/ui/page'
+import { Answered, Card, Empty, Page, Problem } from '@/ui/page'
 import { type Column, DataTable } from '@/ui/table'
 
 import { ModelPrices } from './model-prices'
@@ -68,6 +68,9 @@ function AllPrices() {
               if (rows.length === 0) return <NoModels />
               return (
                 <>
+                  {/* Without them prices can be set all the same. */}
+                  {unpriced.error && <Problem error={unpriced.error} />}
+                  {suggestions.error && <Problem error={suggestions.error} />}
                   {wanting.length > 0 && <Wanting rows={wanting} />}
                   <Card title={t('adminPrices.inForce')} flush>
                     {rows.every((row) => row.price === undefined) ? (

@@ -23,7 +23,7 @@ import { SelectField, TextField } from '@/ui/field'
 import { When } from '@/ui/format'
 import { Icon } from '@/ui/icons'
 import { ToneBadge } from '@/ui/meter'
-import { Answered, Card, Empty, Page } from '@/ui/page'
+import { Answered, Card, Empty, Page, Problem } from '@/ui/page'
 import { DataTable } from '@/ui/table'
 import { toast } from '@/ui/toast'
 
@@ -58,6 +58,8 @@ export function ModelPrices({ slug }: { slug: string }) {
             const now = versions.find((one) => one.in_force)
             return (
               <>
+                {unpriced.error && <Problem error={unpriced.error} />}
+                {suggestions.error && <Problem error={suggestions.error} />}
                 {suggestion && suggestion.state !== 'unknown' && (
                   <Suggested
                     suggestion={suggestion}
