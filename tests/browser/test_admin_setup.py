@@ -642,9 +642,7 @@ def test_nothing_is_wrong_with_any_page_of_setting_up(
             page.keyboard.press("Enter")
             dialog(page).wait_for()
             # What is half faded in has too little contrast.
-            page.wait_for_function(
-                "document.getAnimations().every((one) => one.playState !== 'running')"
-            )
+            page.evaluate("Promise.all(document.getAnimations().map((one) => one.finished))")
             found += [f"{path}, form {n}: {one}" for one in here.violations() + here.overflow()]
             page.keyboard.press("Escape")
             dialog(page).wait_for(state="detached")
