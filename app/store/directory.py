@@ -294,8 +294,9 @@ def read_rates(rates: str | bytes) -> list[Rate]:
 
 
 def rates_json(rates: list[Rate]) -> str:
-    """Write rates for the database."""
-    return msgspec.json.encode(rates).decode()
+    """Write rates for the database, as they are shown: digits, without an exponent."""
+    written = [{"unit": one.unit, "usd": format(one.usd, "f"), "per": one.per} for one in rates]
+    return msgspec.json.encode(written).decode()
 
 
 __all__ = ["Directory", "rates_json", "read_rates"]

@@ -24,6 +24,14 @@ export const PAGES: readonly PageEntry[] = [
   { path: '/keys', name: 'keys', icon: 'key', section: 'own', load: () => import('./keys') },
   { path: '/sessions', name: 'sessions', icon: 'live', section: 'own', load: () => import('./sessions') },
   { path: '/account', name: 'account', section: 'own', load: () => import('./account') },
+  // What admins set up, and what they look after.
+  { path: '/admin/models', name: 'adminModels', icon: 'model', section: 'admin', load: () => import('./admin-models') },
+  { path: '/admin/prices', name: 'adminPrices', icon: 'tag', section: 'admin', load: () => import('./admin-prices') },
+  { path: '/admin/members', name: 'adminMembers', icon: 'people', section: 'admin', load: () => import('./admin-members') },
+  { path: '/admin/sessions', name: 'adminSessions', icon: 'live', section: 'admin', load: () => import('./admin-sessions') },
+  { path: '/admin/alerts', name: 'adminAlerts', icon: 'bell', section: 'admin', load: () => import('./admin-alerts') },
+  { path: '/admin/audit', name: 'adminAudit', icon: 'audit', section: 'admin', load: () => import('./admin-audit') },
+  { path: '/admin/setup', name: 'wizard', section: 'admin', load: () => import('./setup-wizard') },
 ]
 
 /** Who sees a section: auditors read all that admins do, and the server refuses them the rest. */

@@ -14,7 +14,7 @@ const LOOKS: Record<Look, string> = {
 }
 
 const SHAPE =
-  'inline-flex items-center justify-center gap-1.5 rounded-lg border px-3 py-1.5 min-h-9 font-medium ' +
+  'inline-flex items-center justify-center gap-1.5 rounded-lg border px-3 py-1.5 min-h-9 font-medium wrap-break-word ' +
   'text-sm leading-tight text-center transition-colors disabled:opacity-55 disabled:cursor-not-allowed no-underline'
 
 interface Own {
