@@ -928,7 +928,7 @@ def run_server(
         factory=True,
         workers=settings.workers,
         loop="uvloop",
-        http="httptools",
+        http="app.protocol:Connection",
         ws="websockets-sansio",
         # Audio does not compress, and deflating it costs a core.
         ws_per_message_deflate=False,

@@ -42,6 +42,7 @@ from app.store.chats import Chats
 from app.store.database import Database, Pool, hung_up_after, kept_alive
 from app.store.directory import Directory
 from app.store.ledger import Ledger
+from app.store.live import Live
 from app.store.spool import Spool
 from app.store.vault import Vault
 from app.worker import Worker
@@ -96,6 +97,8 @@ class Gateway:
                 self.directory.service_of, lambda at: self.calendar.period("day", at)
             ),
         )
+        self.live = Live(self.pool, dsn, self.directory)
+        self.ledger.on_booked = self.live.booked
         self.upstream = Upstream(
             connect_timeout_s=settings.upstream_connect_timeout_s,
             silence_s=settings.upstream_timeout_s,
@@ -111,6 +114,7 @@ class Gateway:
             Chats(self.pool),
         )
         self.sessions = Sessions(self.exchange)
+        self.sessions.on_change = self.live.session
         self.door = Door(self.exchange, self.database, self.calendar)
         self.monthly = Monthly(self.database, self.calendar, lambda: datetime.now(UTC))
         self.worker = Worker(
@@ -136,6 +140,7 @@ class Gateway:
             await self._check_secret()
         await self.directory.start()
         await self.ledger.start()
+        await self.live.start()
         if self.settings.worker:
             await self.worker.start()
             await self.delivery.start()
@@ -150,6 +155,7 @@ class Gateway:
         await self.worker.stop()
         await self.delivery.stop()
         self.receivers.close()
+        await self.live.stop()
         await self.ledger.stop()
         await self.directory.stop()
         await self.upstream.close()
@@ -187,12 +193,17 @@ class Front:
     """
 
     def __init__(
-        self, door: Door, sessions: Sessions, apis: Litestar, dashboard: Dashboard
+        self, door: Door, sessions: Sessions, live: Live, apis: Litestar, dashboard: Dashboard
     ) -> None:
         self.door = door
+        self.live = live
         self.sessions = sessions
         self.apis = apis
         self.dashboard = dashboard
+
+    def drain(self) -> None:
+        """End what would go on for ever: the server waits for what is being answered."""
+        self.live.close()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one request, or the lifespan."""
@@ -248,6 +259,7 @@ def create_app(settings: Settings, database_url: str) -> Front:
             calendar=gateway.calendar,
             directory=gateway.directory,
             clock=lambda: datetime.now(UTC),
+            live=gateway.live,
             receivers=gateway.receivers,
             mails=settings.smtp_url is not None,
             trusted_proxies=settings.trusted_proxies,
@@ -282,7 +294,7 @@ def create_app(settings: Settings, database_url: str) -> Front:
         logging_config=None,
         debug=False,
     )
-    return Front(gateway.door, gateway.sessions, apis, Dashboard())
+    return Front(gateway.door, gateway.sessions, gateway.live, apis, Dashboard())
 
 
 def _observe(gateway: Gateway) -> None:

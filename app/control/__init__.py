@@ -24,9 +24,11 @@ from app.control.errors import (
     BODY_BYTES_MAX,
     CONTROL_EXCEPTION_HANDLERS,
 )
+from app.control.live import live_router
 from app.control.own_keys import own_keys_router
 from app.control.pools import pool_router
 from app.control.reports import me_router, report_router
+from app.control.suggestions import suggestion_router
 from app.control.top_ups import my_requests_router, top_up_router
 from app.control.wire import Document, StrictRequest
 
@@ -53,6 +55,7 @@ def control_router(deps: ControlDeps) -> Router:
                     alert_router(),
                     report_router(),
                     correction_router(),
+                    suggestion_router(),
                 ],
                 guards=[gate.admin],
                 security=either,
@@ -64,6 +67,7 @@ def control_router(deps: ControlDeps) -> Router:
                 security=either,
             ),
             auth_router(gate),
+            Router("/", route_handlers=[live_router(gate)], security=either),
         ],
         dependencies={"desk": Provide(desk_for(deps))},
         exception_handlers=CONTROL_EXCEPTION_HANDLERS,

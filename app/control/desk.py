@@ -41,6 +41,7 @@ from app.settings import Network
 from app.store import catalogue, journal, sign_in
 from app.store.database import Connection, Database
 from app.store.directory import Directory
+from app.store.live import Live
 from app.store.vault import ADMIN_TOKEN_PREFIX, Vault
 
 T = TypeVar("T")
@@ -61,6 +62,7 @@ class ControlDeps:
     calendar: Calendar
     directory: Directory
     clock: Callable[[], datetime]
+    live: Live
     receivers: Receivers = field(default_factory=Receivers)
     mails: bool = False
     """Whether there is a mail server that alerts can be mailed by."""
@@ -128,6 +130,15 @@ class Gate:
         actor = await self._identify(connection, changing_password=True)
         if actor.kind != "session":
             raise Refused(403, "This is for members who have signed in.")
+        connection.scope["user"] = actor
+
+    async def live(self, connection: AnyConnection, _: BaseRouteHandler) -> None:
+        """Let in who hears of changes: whoever has signed in, or has an admin token."""
+        # Nothing is changed, but what is read goes on being read.
+        browser.check_origin(connection)
+        actor = await self._identify(connection)
+        if actor.kind == "key":
+            raise Refused(403, "A key hears nothing; sign in to hear of what changes.")
         connection.scope["user"] = actor
 
     async def _identify(

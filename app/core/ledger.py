@@ -543,20 +543,33 @@ class Books:
         facts = settlement.facts
         for account_id in facts.account_ids:
             account = self.accounts[account_id]
-            key = self.keys.get(account_id)
-            before = account.used("tokens"), account.used("usd")
-            if isinstance(account, RollingAccount) and account.lies_behind(facts.id):
-                # It began so long ago that it has slid out already.
-                account.slid_tokens += tokens
-                account.slid_nano += nano
-                self.slid.add(account_id)
             account.used_tokens += tokens
             account.used_nano += nano
             account.overrun_tokens += over_tokens
             account.overrun_nano += over_nano
             self.touched.add(account_id)
-            if key is not None and (key.owner_id in self.rules or key.owner == "allocation"):
-                self._moved(settlement, key, account, before)
+            if isinstance(account, RollingAccount) and account.lies_behind(facts.id):
+                # It began so long ago that it has slid out already.
+                account.slid_tokens += tokens
+                account.slid_nano += nano
+                self.slid.add(account_id)
+                continue
+            key = self.keys.get(account_id)
+            if key is not None and (
+                key.owner_id in self.rules
+                or (key.owner == "allocation" and self._used_up(key, account, tokens, nano))
+            ):
+                self._moved(settlement, key, account, (tokens, nano))
+
+    def _used_up(self, key: AccountKey, account: Account, tokens: int, nano: int) -> bool:
+        """Tell whether so much is what a limit was used up by."""
+        for limit in self.limits.get(key.owner_id, ()):
+            if limit.window == key.window:
+                by = tokens if limit.meter == "tokens" else nano
+                used = account.used(limit.meter)
+                if used - by < limit.amount <= used:
+                    return True
+        return False
 
     def slide(self, account_id: str, to: datetime, tokens: int, nano: int) -> None:
         """Let a rolling window begin at an instant; calls before that used so much of it."""
@@ -569,7 +582,7 @@ class Books:
     # What there is to tell
 
     def _moved(
-        self, settlement: Settlement, key: AccountKey, account: Account, before: tuple[int, int]
+        self, settlement: Settlement, key: AccountKey, account: Account, by: tuple[int, int]
     ) -> None:
         """Tell of the thresholds that a settlement crossed, and of a limit that it used up."""
         limits = {
@@ -581,12 +594,12 @@ class Books:
         if rolling(key.window) is not None:
             # It has no periods: whoever is told of it is told once a day.
             period = self.around.day_of(settlement.finished_at)
-        for meter, was in zip(METERS, before, strict=True):
-            after = account.used(meter)
-            if after <= was:
+        for meter, more in zip(METERS, by, strict=True):
+            if more <= 0:
                 continue
+            after = account.used(meter)
             movement = Movement(
-                key.owner_id, meter, key.window, period, was, after, limits.get(meter)
+                key.owner_id, meter, key.window, period, after - more, after, limits.get(meter)
             )
             for crossing in crossings(self.rules.get(key.owner_id, ()), movement):
                 event = threshold_event(crossing, self._cause(settlement), settlement.finished_at)

@@ -16,7 +16,7 @@ Invariants:
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
@@ -113,6 +113,8 @@ class Sessions:
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
         self.running: dict[str, _Socket] = {}
+        self.on_change: Callable[[str, str], None] | None = None
+        """Told the call and the member of a session that began, used something, or ended."""
         self._minding: asyncio.Task[None] | None = None
         exchange.directory.on_change = self.look_again
         exchange.directory.on_stop = self.stop
@@ -127,6 +129,11 @@ class Sessions:
         self.running[socket.call.id] = socket
         if self._minding is None or self._minding.done():
             self._minding = asyncio.create_task(self._mind(), name="realtime-sessions")
+
+    def changed(self, socket: "_Socket") -> None:
+        """Tell that what is known of a session has changed."""
+        if self.on_change is not None:
+            self.on_change(socket.call.id, socket.call.key.member_id)
 
     async def _mind(self) -> None:
         loop = asyncio.get_running_loop()
@@ -223,6 +230,7 @@ class _Socket:
             return
         call = self.call
         self.sessions.enter(self)
+        self.sessions.changed(self)
         # What changed while it was admitted.
         self.check_access()
         relayed = asyncio.create_task(self._relay())
@@ -729,6 +737,7 @@ class _Socket:
         result = await self.ledger.extend(self.call.id, demand, checkpoint=actual)
         self.away = False
         self.checkpoint = actual
+        self.sessions.changed(self)
         if isinstance(result, Grant):
             self.session.granted(result)
         elif result is None:
@@ -804,6 +813,7 @@ class _Socket:
         except (LedgerUnavailable, psycopg.Error):
             # Neither the books nor the spool take it: its hold lapses, and is billed.
             log.critical("session_unsettled", call_id=call.id)
+        self.sessions.changed(self)
         metrics.ended(SESSIONS.name, end.outcome)
         if bill.actual.nano is None:
             metrics.UNPRICED.labels(facts.model).inc()

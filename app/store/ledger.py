@@ -371,6 +371,8 @@ class Ledger:
         """Events that are written already: those that are set off again and again."""
         self.on_stopped: Callable[[str], None] | None = None
         """Told of a call of this process that was ordered to stop, until it has settled."""
+        self.on_booked: Callable[[Iterable[str | None]], None] | None = None
+        """Told the owners that a committed batch has touched."""
         self.batches = 0
         self.operations = 0
         self._queue: deque[_Op] = deque()
@@ -716,6 +718,11 @@ class Ledger:
             await pipe.run(decide(found, [*ended, *kept], booked))
         self.batches += 1
         self.operations += len(batch)
+        if self.on_booked is not None:
+            self.on_booked(owners)
+            # A refused call is booked to an allocation, but in none of its accounts.
+            settlements = (op.settlement for op in batch if isinstance(op, _Settle))
+            self.on_booked(settlement.facts.allocation_id for settlement in settlements)
         for one in told:
             self._known_events[one.event.id] = None
         while len(self._known_events) > EVENTS_KNOWN:

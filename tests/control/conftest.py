@@ -21,6 +21,7 @@ from app.core.windows import Calendar, Window
 from app.ids import uuid7
 from app.store.database import Database
 from app.store.directory import Directory
+from app.store.live import Live
 from app.store.vault import Vault, new_admin_token
 from tests.control.browser import Town
 
@@ -214,7 +215,9 @@ async def plane(database_url: str, zone: ZoneInfo) -> AsyncIterator[Plane]:
     await pool.open()
     directory = Directory(pool, database_url, vault.unseal)
     await directory.start()
-    deps = ControlDeps(database, vault, Calendar(zone), directory, lambda: datetime.now(UTC))
+    live = Live(pool, database_url, directory)
+    await live.start()
+    deps = ControlDeps(database, vault, Calendar(zone), directory, lambda: datetime.now(UTC), live)
     app = Litestar([control_router(deps)], exception_handlers=CONTROL_EXCEPTION_HANDLERS)
     plane = Plane(app, deps, database_url, zone)
     plane.token = new_admin_token()
@@ -227,6 +230,7 @@ async def plane(database_url: str, zone: ZoneInfo) -> AsyncIterator[Plane]:
         yield plane
     finally:
         await plane.client.aclose()
+        await live.stop()
         await directory.stop()
         await pool.close()
         await database.close()
