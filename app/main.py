@@ -25,6 +25,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 import app
 from app.control import CONTROL_EXCEPTION_HANDLERS, ControlDeps, control_router
 from app.control.browser import COOKIE, CSRF_HEADER, SECURE_COOKIE
+from app.control.desk import LedgerHealth
 from app.core.ledger import Surroundings
 from app.core.preflight import Paths
 from app.core.windows import Calendar
@@ -260,6 +261,8 @@ def create_app(settings: Settings, database_url: str) -> Front:
             directory=gateway.directory,
             clock=lambda: datetime.now(UTC),
             live=gateway.live,
+            ledger=lambda: LedgerHealth(gateway.ledger.available, gateway.spool.pending),
+            look=gateway.upstream.look,
             receivers=gateway.receivers,
             mails=settings.smtp_url is not None,
             trusted_proxies=settings.trusted_proxies,

@@ -57,9 +57,15 @@ CREATE TRIGGER admin_tokens_live AFTER UPDATE OF revoked_at ON admin_tokens FOR 
     WHEN (NEW.revoked_at IS NOT NULL) EXECUTE FUNCTION live_end();
 CREATE TRIGGER members_live AFTER UPDATE OF role, status ON members FOR EACH ROW
     WHEN ((OLD.role, OLD.status) <> (NEW.role, NEW.status)) EXECUTE FUNCTION live_end();
+
+-- What the overview counts: calls of this month without a price, and deliveries that were given up.
+CREATE INDEX calls_unpriced ON calls (model, id) WHERE cost_nano IS NULL;
+CREATE INDEX deliveries_dead ON deliveries (id) WHERE status = 'dead';
 """
 
 DOWNGRADE = """
+DROP INDEX deliveries_dead;
+DROP INDEX calls_unpriced;
 DROP TRIGGER members_live ON members;
 DROP TRIGGER admin_tokens_live ON admin_tokens;
 DROP TRIGGER member_sessions_live ON member_sessions;

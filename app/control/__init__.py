@@ -25,8 +25,10 @@ from app.control.errors import (
     CONTROL_EXCEPTION_HANDLERS,
 )
 from app.control.live import live_router
+from app.control.overview import overview_router
 from app.control.own_keys import own_keys_router
 from app.control.pools import pool_router
+from app.control.provider_tests import provider_test_router
 from app.control.reports import me_router, report_router
 from app.control.suggestions import suggestion_router
 from app.control.top_ups import my_requests_router, top_up_router
@@ -56,6 +58,8 @@ def control_router(deps: ControlDeps) -> Router:
                     report_router(),
                     correction_router(),
                     suggestion_router(),
+                    overview_router(),
+                    provider_test_router(),
                 ],
                 guards=[gate.admin],
                 security=either,

@@ -33,7 +33,8 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from app.control import browser
 from app.control.browser import AnyConnection
 from app.control.errors import Refused, request_id_of
-from app.core.access import Role, key_refusal
+from app.core.access import Provider, Role, key_refusal
+from app.core.looks import Look
 from app.core.sign_in import session_end
 from app.core.windows import Calendar
 from app.receivers import Receivers
@@ -53,6 +54,15 @@ SEEN_EVERY: Final = timedelta(minutes=1)
 """How often it is written down that a session is in use."""
 
 
+class LedgerHealth(msgspec.Struct, frozen=True):
+    """How the ledger of this process is doing."""
+
+    available: bool
+    """Whether its last contact with the database went well."""
+    spooled_settlements: int
+    """Those that wait on the disk of this process for the database."""
+
+
 @dataclass(frozen=True)
 class ControlDeps:
     """What the control plane is given."""
@@ -63,6 +73,9 @@ class ControlDeps:
     directory: Directory
     clock: Callable[[], datetime]
     live: Live
+    ledger: Callable[[], LedgerHealth]
+    look: Callable[[Provider, float], Awaitable[Look]]
+    """Asks a provider, within so many seconds, which models it has."""
     receivers: Receivers = field(default_factory=Receivers)
     mails: bool = False
     """Whether there is a mail server that alerts can be mailed by."""

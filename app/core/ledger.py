@@ -676,6 +676,11 @@ def _granted(demand: Demand, room: int | None) -> int | None:
     return min(demand.open.most, half if half >= demand.open.all_below else room)
 
 
+NEAR = Decimal("0.75")
+CRITICAL = Decimal("0.9")
+"""The shares of a cap from which on it is said to be near, and critical."""
+
+
 def account_state(
     status: str, limits: Mapping[Meter, int], account: Account | None
 ) -> Literal["ok", "near", "critical", "exhausted", "paused"]:
@@ -688,6 +693,6 @@ def account_state(
         if used >= amount:
             return "exhausted"
         share = max(share, Decimal(used) / amount)
-    if share >= Decimal("0.9"):
+    if share >= CRITICAL:
         return "critical"
-    return "near" if share >= Decimal("0.75") else "ok"
+    return "near" if share >= NEAR else "ok"

@@ -7,6 +7,7 @@ Invariants: the client's key, cookies and query never go upstream; no error of t
 an address or a credential.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -22,8 +23,12 @@ from pyreqwest.request import RequestBuilder
 from pyreqwest.response import Response, ResponseBodyReader
 
 from app.core.access import Provider
+from app.core.looks import Look
 
 AZURE_API_VERSION = "2025-04-01-preview"
+
+LOOK_BYTES_MAX = 4 * 2**20
+"""Of a list of models; some have thousands."""
 
 
 class UpstreamFailed(Exception):
@@ -58,6 +63,25 @@ class Upstream:
             .pool_max_idle_per_host(512)
             .build()
         )
+
+    async def look(self, provider: Provider, within_s: float) -> Look:
+        """Ask a provider which models it has: it costs nothing, and needs the credential."""
+        try:
+            async with asyncio.timeout(within_s):
+                request = self._client.get(models_address(provider))
+                for name, value in credential_headers(provider):
+                    request = request.header(name, value, is_sensitive=True)
+                async with send_streamed(request) as (response, chunks):
+                    body = b""
+                    while len(body) < LOOK_BYTES_MAX and (chunk := await chunks.next()) is not None:
+                        body += chunk
+                    return Look(response.status, redact(body, provider))
+        except (UpstreamTimedOut, TimeoutError):
+            return Look(None, failure=f"The provider did not answer within {within_s:g} s.")
+        except UpstreamFailed as error:
+            return Look(None, failure=str(error))
+        except (PyreqwestError, ValueError):
+            return Look(None, failure="The provider's address cannot be called.")
 
     async def close(self) -> None:
         """Close all connections."""
@@ -147,6 +171,15 @@ def address(provider: Provider, path: str, model: str) -> str:
         root = base if base.endswith("/openai") else f"{base}/openai"
         return f"{root}/deployments/{model}{path}?api-version={AZURE_API_VERSION}"
     return base + path if urlsplit(base).path else f"{base}/v1{path}"
+
+
+def models_address(provider: Provider) -> str:
+    """Return the address at which a provider lists its models."""
+    base = provider.base_url.rstrip("/")
+    if provider.kind == "azure" and not base.endswith("/v1"):
+        root = base if base.endswith("/openai") else f"{base}/openai"
+        return f"{root}/models?api-version={AZURE_API_VERSION}"
+    return address(provider, "/models", "")
 
 
 def session_address(provider: Provider, model: str | None) -> str:

@@ -16,8 +16,10 @@ from litestar import Litestar
 from psycopg_pool import AsyncConnectionPool
 
 from app.control import CONTROL_EXCEPTION_HANDLERS, ControlDeps, control_router, passwords
+from app.control.desk import LedgerHealth
 from app.core.ledger import OwnerKind, account_key
 from app.core.windows import Calendar, Window
+from app.gateway.upstream import Upstream
 from app.ids import uuid7
 from app.store.database import Database
 from app.store.directory import Directory
@@ -215,9 +217,19 @@ async def plane(database_url: str, zone: ZoneInfo) -> AsyncIterator[Plane]:
     await pool.open()
     directory = Directory(pool, database_url, vault.unseal)
     await directory.start()
+    upstream = Upstream()
     live = Live(pool, database_url, directory)
     await live.start()
-    deps = ControlDeps(database, vault, Calendar(zone), directory, lambda: datetime.now(UTC), live)
+    deps = ControlDeps(
+        database=database,
+        vault=vault,
+        calendar=Calendar(zone),
+        directory=directory,
+        clock=lambda: datetime.now(UTC),
+        live=live,
+        ledger=lambda: LedgerHealth(available=True, spooled_settlements=0),
+        look=upstream.look,
+    )
     app = Litestar([control_router(deps)], exception_handlers=CONTROL_EXCEPTION_HANDLERS)
     plane = Plane(app, deps, database_url, zone)
     plane.token = new_admin_token()
@@ -231,6 +243,7 @@ async def plane(database_url: str, zone: ZoneInfo) -> AsyncIterator[Plane]:
     finally:
         await plane.client.aclose()
         await live.stop()
+        await upstream.close()
         await directory.stop()
         await pool.close()
         await database.close()
