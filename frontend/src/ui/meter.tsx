@@ -47,6 +47,8 @@ function Badge({ look, icon, label }: { look: string; icon: IconName; label: str
 
 interface MeterProps {
   label: string
+  /** What it is called aloud, where the label alone does not say what it is of. */
+  name?: string
   meter: MeterName
   amount: number | string | null
   used: number | string
@@ -57,7 +59,7 @@ interface MeterProps {
   small?: boolean
 }
 
-export function Meter({ label, meter, amount, used, held, paused, small = false }: MeterProps) {
+export function Meter({ label, name = label, meter, amount, used, held, paused, small = false }: MeterProps) {
   const { t, locale } = useWords()
   const shown = useAmount()
   const parts = partsOf({ meter, amount, used, held })
@@ -87,7 +89,7 @@ export function Meter({ label, meter, amount, used, held, paused, small = false 
       {amount !== null && (
         <div
           role="meter"
-          aria-label={label}
+          aria-label={name}
           aria-valuemin={0}
           aria-valuemax={100}
           aria-valuenow={Math.min(100, Math.round((parts.used + parts.held) * 100))}
