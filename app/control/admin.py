@@ -583,7 +583,7 @@ async def add_allocation(
         if await catalogue.members.find(change.connection, member_id) is None:
             raise invalid("member_id", "is no member's")
         await _known_models(change, models)
-        await _known_pool(change, pool_id)
+        await known_pool(change, pool_id)
         await catalogue.allocations.add(
             change.connection,
             id=id,
@@ -601,7 +601,7 @@ async def add_allocation(
         )
         added = await _again(change, catalogue.allocations, id)
         await change.record(
-            "allocation_created", "allocation", id, after=_configured(added), reason=reason
+            "allocation_created", "allocation", id, after=configured(added), reason=reason
         )
         await _set_caps(change, added, caps, reason)
         return await _again(change, catalogue.allocations, id)
@@ -643,6 +643,25 @@ async def change_allocation(
 ) -> AllocationDocument:
     """A new cap holds for the next call on every replica."""
     allocation_id = wire.path_id(id, "allocation")
+    edit, reason = read_edit(data), wire.reason(data.reason)
+
+    async def work(change: Change) -> AllocationRecord:
+        return await edit_allocation(change, allocation_id, edit, reason)
+
+    return (await _allocations(desk, [await desk.write(work)]))[0]
+
+
+class Edit(msgspec.Struct, frozen=True):
+    """A change of an allocation, as far as it can be checked without one."""
+
+    values: dict[str, object]
+    models: list[str] | None
+    pool_id: str | None
+    caps: dict[Meter, int | None]
+
+
+def read_edit(data: AllocationPatch) -> Edit:
+    """Check what is to be changed of an allocation."""
     values = _given(
         status=data.status,
         overrun_policy=data.overrun_policy,
@@ -661,29 +680,30 @@ async def change_allocation(
     pool_id: str | None = None
     if data.pool_id is not UNSET:
         values["pool_id"] = pool_id = None if data.pool_id is None else str(data.pool_id)
-    models = data.models
-    if models is not UNSET:
-        values["models"] = wire.distinct("models", models)
-    caps = _caps(data)
-    reason = wire.reason(data.reason)
+    models: list[str] | None = None
+    if data.models is not UNSET:
+        values["models"] = models = wire.distinct("models", data.models)
+    return Edit(values, models, pool_id, _caps(data))
 
-    async def work(change: Change) -> AllocationRecord:
-        record = await _current(change, catalogue.allocations, allocation_id, "allocation")
-        await _known_pool(change, pool_id)
-        if models is not UNSET and models != record.models:
-            await _known_models(change, models)
-            await _fits_its_keys(change, record, models)
-        former = _month_account(desk, record, change.at)
-        record = await _update(
-            change, catalogue.allocations, "allocation", record, values, reason=reason
-        )
-        current = _month_account(desk, record, change.at)
-        if current != former:
-            await _move_month(change, record, former, current)
-        await _set_caps(change, record, caps, reason)
-        return await _again(change, catalogue.allocations, allocation_id)
 
-    return (await _allocations(desk, [await desk.write(work)]))[0]
+async def edit_allocation(
+    change: Change, allocation_id: str, edit: Edit, reason: str | None
+) -> AllocationRecord:
+    """Change an allocation or its caps."""
+    record = await _current(change, catalogue.allocations, allocation_id, "allocation")
+    await known_pool(change, edit.pool_id)
+    if edit.models is not None and edit.models != record.models:
+        await _known_models(change, edit.models)
+        await _fits_its_keys(change, record, edit.models)
+    former = month_account(change.desk, record, change.at)
+    record = await _update(
+        change, catalogue.allocations, "allocation", record, edit.values, reason=reason
+    )
+    current = month_account(change.desk, record, change.at)
+    if current != former:
+        await _move_month(change, record, former, current)
+    await _set_caps(change, record, edit.caps, reason)
+    return await _again(change, catalogue.allocations, allocation_id)
 
 
 def _caps(data: AllocationInput | AllocationPatch) -> dict[Meter, int | None]:
@@ -696,13 +716,13 @@ def _caps(data: AllocationInput | AllocationPatch) -> dict[Meter, int | None]:
     return caps
 
 
-_CAP_EVENT: Final[dict[Meter, str]] = {
+CAP_EVENT: Final[dict[Meter, str]] = {
     "tokens": "allocation_token_quota_updated",
     "usd": "allocation_cost_quota_updated",
 }
 
 
-def _month_account(desk: Desk, record: AllocationRecord, at: datetime) -> AccountKey:
+def month_account(desk: Desk, record: AllocationRecord, at: datetime) -> AccountKey:
     """Name the account of an allocation's month, which its zone decides."""
     period = desk.deps.calendar.of(record.billing_timezone).period("month", at)
     return account_key("allocation", record.id, "month", period)
@@ -727,7 +747,7 @@ async def _set_caps(
     caps: Mapping[Meter, int | None],
     reason: str | None,
 ) -> None:
-    account = _month_account(change.desk, record, change.at)
+    account = month_account(change.desk, record, change.at)
     for meter, amount in caps.items():
         if amount == record.cap(meter):
             continue
@@ -735,7 +755,7 @@ async def _set_caps(
             change.connection, account, meter, amount, change.at, charged=[account]
         )
         await change.record(
-            _CAP_EVENT[meter],
+            CAP_EVENT[meter],
             "allocation",
             record.id,
             before=shown(meter, record.cap(meter)),
@@ -752,7 +772,8 @@ async def _known_models(change: Change, models: Sequence[str]) -> None:
         raise invalid("models", f"names unknown models: {', '.join(map(repr, missing))}")
 
 
-async def _known_pool(change: Change, pool_id: str | None) -> None:
+async def known_pool(change: Change, pool_id: str | None) -> None:
+    """Check that a pool is there."""
     if pool_id is not None and await catalogue.pools.find(change.connection, pool_id) is None:
         raise invalid("pool_id", "is no pool's")
 
@@ -799,7 +820,7 @@ def _document(record: AllocationRecord, standing: usage.Standing) -> AllocationD
     )
 
 
-def _configured(record: AllocationRecord) -> dict[str, object]:
+def configured(record: AllocationRecord) -> dict[str, object]:
     """Return an allocation without its caps, which have events of their own."""
     fields = msgspec.structs.asdict(record)
     return {name: value for name, value in fields.items() if not name.startswith("cap_")}
@@ -882,7 +903,7 @@ async def _set_limits(
     reason: str | None,
 ) -> None:
     opened = await catalogue.allocations.find_all(change.connection, record.allocation_ids)
-    charged = [_month_account(change.desk, one, change.at) for one in opened]
+    charged = [month_account(change.desk, one, change.at) for one in opened]
     await set_limits(
         change, "key", record.id, record.limits, wanted, charged=charged, reason=reason
     )

@@ -11,6 +11,7 @@ Invariants:
 """
 
 import hmac
+import re
 from collections.abc import Sequence
 from datetime import timedelta
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -74,6 +75,15 @@ def check_origin(connection: AnyConnection) -> None:
     if origin.lower() != f"{scheme}://{host}":
         shown = origin[:200].encode("ascii", "replace").decode()
         raise Refused(403, f"The request comes from {shown}, which is not {scheme}://{host}.")
+
+
+def base_url(connection: AnyConnection) -> str:
+    """Return the address that a client has of us. Refuses one that is none."""
+    scheme = "https" if _is_https(connection) else "http"
+    host = connection.headers.get("host", "")
+    if not re.fullmatch(r"[A-Za-z0-9._-]+(:\d+)?|\[[0-9A-Fa-f:.]+\](:\d+)?", host):
+        raise Refused(400, "The header Host does not name a host.")
+    return f"{scheme}://{host}"
 
 
 def check_csrf(connection: AnyConnection, token: str) -> None:

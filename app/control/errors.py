@@ -88,9 +88,11 @@ class Refused(HTTPException):
         *,
         field: str | None = None,
         headers: dict[str, str] | None = None,
+        errors: Sequence[FieldError] = (),
     ) -> None:
         super().__init__(detail=detail, status_code=status, headers=headers)
         self.field = field
+        self.errors = errors if field is None else (FieldError(field, detail),)
 
 
 def invalid(field: str, message: str) -> Refused:
@@ -137,7 +139,7 @@ def _answer(
 
 
 def _on_refused(request: Request[Any, Any, Any], error: Refused) -> Response[Any]:
-    errors = [] if error.field is None else [{"field": error.field, "message": error.detail}]
+    errors = [{"field": one.field, "message": one.message} for one in error.errors]
     return _answer(request, error.status_code, error.detail, errors, error.headers)
 
 

@@ -44,6 +44,12 @@ class Input(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A body. A field that it does not name is refused."""
 
 
+class Sheet(Input):
+    """A body that may as well come as `text/csv`, and is just that then."""
+
+    csv: str
+
+
 class Page(msgspec.Struct, Generic[T], frozen=True):
     """Some of many; `next` is the cursor of the rest, or null."""
 
@@ -56,10 +62,13 @@ class StrictRequest(Request[Any, Any, Any]):
 
     async def json(self) -> Any:
         """Read the body. Raises `Refused`."""
-        if self.content_type[0] != "application/json":
-            raise Refused(415, "Send the body as `Content-Type: application/json`.")
         field = self.route_handler.parsed_data_field
         assert field is not None, "only asked of handlers that take a body"
+        kind = self.content_type[0]
+        if kind == "text/csv" and _is_sheet(field.annotation):
+            return field.annotation(csv=_text(await self.body()))
+        if kind != "application/json":
+            raise Refused(415, "Send the body as `Content-Type: application/json`.")
         body = await self.body()
         try:
             return msgspec.json.decode(body, type=field.annotation)
@@ -79,6 +88,17 @@ class Document(Response[Any]):
         if isinstance(content, bytes):
             return content
         return msgspec.json.Encoder(enc_hook=enc_hook, decimal_format="number").encode(content)
+
+
+def _is_sheet(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Sheet)
+
+
+def _text(body: bytes) -> str:
+    try:
+        return body.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise Refused(400, "The CSV is not text in UTF-8.") from None
 
 
 def _unfit(message: str, expected: Any) -> Refused:

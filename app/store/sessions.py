@@ -74,6 +74,17 @@ async def running(
     return [_session(row, at) for row in (await connection.execute(statement)).mappings()]
 
 
+async def in_flight(connection: Connection, allocation_id: str) -> tuple[int, int]:
+    """Count the realtime sessions of an allocation that run, and its other calls in flight."""
+    facts = schema.holds.c.facts
+    is_session = facts["endpoint"].astext == REALTIME
+    statement = select(func.count().filter(is_session), func.count().filter(~is_session)).where(
+        facts["allocation_id"].astext == allocation_id
+    )
+    sessions, calls = (await connection.execute(statement)).one()
+    return sessions, calls
+
+
 async def stop(
     connection: Connection, session_id: str, *, equal: Mapping[str, str | None] = {}
 ) -> bool:

@@ -416,7 +416,7 @@ class Cards:
                 )
                 for one in self.top_ups[record.id]
             ],
-            binds=None if binds is None else _binding_limit(binds),
+            binds=None if binds is None else binding_limit(binds),
         )
 
 
@@ -456,7 +456,8 @@ def _bound(key: AccountKey, name: str, limit: LimitRecord, account: Account) -> 
     )
 
 
-def _binding_limit(bound: Bound) -> BindingLimit:
+def binding_limit(bound: Bound) -> BindingLimit:
+    """Show the limit that binds."""
     return BindingLimit(
         owner=bound.owner,
         owner_id=bound.owner_id,
