@@ -347,7 +347,7 @@ function Filters({ known }: { known: Known }) {
       role="search"
       aria-label={t('adminAllocations.filter')}
       onSubmit={(event) => event.preventDefault()}
-      className="grid grid-cols-2 items-end gap-3 md:grid-cols-3 xl:grid-cols-[2fr_1fr_1fr_1fr_1fr_auto]"
+      className="grid grid-cols-2 items-end gap-3 md:grid-cols-3 xl:grid-cols-[1.3fr_1fr_1fr_1fr_1.15fr_auto]"
     >
       <TextField
         label={t('adminAllocations.search')}
@@ -467,7 +467,13 @@ function Bar({
   const raised = row.top_ups.some((one) => one.meter === standing.meter)
   return (
     <span className="block w-44 max-w-full md:w-36 xl:w-40">
-      <Meter small label={raised ? t('adminAllocations.raised') : ''} name={`${row.name}: ${t(`meters.${standing.meter}`)}`} paused={row.status !== 'active'} {...standing} />
+      <Meter
+        small
+        label={raised ? t('adminAllocations.raised') : ''}
+        name={`${row.name}: ${t(`meters.${standing.meter}`)}`}
+        paused={row.status !== 'active'}
+        {...standing}
+      />
     </span>
   )
 }
@@ -491,8 +497,10 @@ function Binds({ row }: { row: AllocationRow }) {
   const { binds } = row
   if (!binds) return <span className="text-soft">{t('adminAllocations.unbound')}</span>
   return (
-    <span className="block text-xs md:max-w-44">
-      {limitName(binds, binds.owner === 'allocation' ? undefined : binds.owner_name)}
+    <span className="block text-xs md:max-w-40">
+      {binds.owner === 'allocation'
+        ? limitName({ meter: binds.meter, window: binds.window })
+        : limitName(binds, binds.owner_name)}
       <span className="block text-soft">
         {t('meter.left', { amount: shown(binds.meter, binds.remaining, 'down') })}
       </span>
@@ -515,6 +523,7 @@ function Actions({
   return (
     <span className="flex items-center justify-end gap-1">
       <Button
+        className="whitespace-nowrap"
         aria-label={t('adminAllocations.capsOf', { name: row.name })}
         onClick={() => open({ what: 'caps', row })}
       >
@@ -522,7 +531,7 @@ function Actions({
       </Button>
       <Menu
         trigger={
-          <IconButton icon="list" label={t('adminAllocations.actions', { name: row.name })} />
+          <IconButton icon="down" label={t('adminAllocations.actions', { name: row.name })} />
         }
       >
         <MenuItem icon="edit" onSelect={() => open({ what: 'edit', row })}>

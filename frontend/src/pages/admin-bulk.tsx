@@ -1,6 +1,6 @@
 /** Many allocations at once: chosen rows changed alike, or a sheet that adds them; tried first. */
 import { useMutation, useQuery } from '@tanstack/react-query'
-import { type ReactNode, useState } from 'react'
+import { type ReactNode, useEffect, useRef, useState } from 'react'
 
 import {
   type AllocationPatch,
@@ -98,6 +98,10 @@ export function BulkDialog({
     if (!nothing && wrong.length === 0 && reason.trim()) check.mutate()
   }
   const fine = check.data?.rows.every((row) => row.ok) ?? false
+  const blocks = check.data?.rows.some(
+    ({ state_before: before, state_after: after }) =>
+      before !== after && (after === 'exhausted' || after === 'paused'),
+  )
   return (
     <Dialog
       open
@@ -201,7 +205,7 @@ export function BulkDialog({
             {t('adminAllocations.bulk.check')}
           </Button>
           {fine && (
-            <Button type="submit" look="main" busy={run.isPending}>
+            <Button type="submit" look={blocks ? 'danger' : 'main'} busy={run.isPending}>
               {t('adminAllocations.bulk.apply', { count: rows.length })}
             </Button>
           )}
@@ -352,8 +356,13 @@ function Tried({
   const bad = result.rows.filter((row) => !row.ok)
   const shown = (bad.length > 0 ? bad : result.rows).slice(0, SHOWN)
   const fine = bad.length === 0
+  const section = useRef<HTMLElement>(null)
+  useEffect(() => {
+    section.current?.scrollIntoView({ block: 'nearest' })
+  }, [result])
   return (
     <section
+      ref={section}
       aria-label={t('adminAllocations.bulk.result')}
       className="overflow-hidden rounded-lg border border-line"
     >
@@ -402,7 +411,6 @@ function Outcome({ row }: { row: Row }) {
   if (!row.ok) {
     return (
       <span className="text-bad-ink">
-        {row.field && <code className="mr-1 font-mono text-xs">{row.field}</code>}
         <span lang="en">{row.message}</span>
       </span>
     )

@@ -112,7 +112,7 @@ function Pool({ pool, admin, edit, addIn }: { pool: PoolRow } & Can) {
       aria-label={pool.name}
       className={`flex min-w-0 flex-col gap-3 rounded-xl border bg-card p-4 shadow-card ${id === pool.id ? 'border-accent ring-1 ring-accent' : 'border-line'}`}
     >
-      <header className="flex flex-wrap items-start justify-between gap-x-4 gap-y-2">
+      <header className="flex flex-wrap items-center justify-between gap-x-4 gap-y-2">
         <div className="flex min-w-0 flex-wrap items-center gap-x-2 gap-y-1">
           <Icon name="pool" className="size-5 text-soft" />
           <h2 className="font-semibold">{pool.name}</h2>
@@ -453,7 +453,7 @@ function PoolDialog({
           onChange={(event) => setReason(event.target.value)}
         />
         <DialogActions>
-          {pool && (
+          {pool && pool.allocations > 0 && (
             <span className="mr-auto">
               <LinkButton look="quiet" to="/admin/allocations" search={{ pool_id: pool.id }}>
                 {t('adminPools.allocations', { count: pool.allocations })}

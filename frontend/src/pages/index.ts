@@ -21,7 +21,7 @@ export const PAGES: readonly PageEntry[] = [
   { path: '/allocations', name: 'allocations', icon: 'wallet', section: 'own', load: () => import('./allocations') },
   { path: '/account', name: 'account', section: 'own', load: () => import('./account') },
   // Administration: what is spent, and what may be
-  { path: '/admin', name: 'adminOverview', icon: 'home', section: 'admin', load: () => import('./admin-overview') },
+  { path: '/admin/overview', name: 'adminOverview', icon: 'home', section: 'admin', load: () => import('./admin-overview') },
   { path: '/admin/allocations', name: 'adminAllocations', icon: 'wallet', section: 'admin', load: () => import('./admin-allocations') },
   { path: '/admin/requests', name: 'adminRequests', icon: 'inbox', section: 'admin', load: () => import('./admin-requests') },
   { path: '/admin/pools', name: 'adminPools', icon: 'pool', section: 'admin', load: () => import('./admin-pools') },

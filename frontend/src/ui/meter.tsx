@@ -1,7 +1,7 @@
 /** The bar in three parts (used, held, left), and the badge that says how near the end is. */
 import { useWords } from '@/i18n'
 import { type Meter as MeterName, type State, partsOf } from '@/lib/limits'
-import { formatPercent } from '@/lib/money'
+import { formatCount, formatPercent } from '@/lib/money'
 
 import { useAmount } from './format'
 import { Icon, type IconName } from './icons'
@@ -72,13 +72,15 @@ export function Meter({ label, name = label, meter, amount, used, held, paused, 
     left === null ? t('states.unlimited') : t('meter.left', { amount: left }),
   ].filter(Boolean)
   const color = STATES[state].bar
+  // Where there is little room, the unit is said once.
+  const bare = small && meter === 'tokens' && amount !== null
   return (
     <div className="flex min-w-0 flex-col gap-1.5">
       <div className="flex flex-wrap items-baseline justify-between gap-x-3">
         <span className={small ? 'text-xs text-soft' : 'text-soft'}>{label}</span>
-        <span className={`tabular-nums ${small ? 'text-xs' : ''}`}>
+        <span className={`ml-auto text-right tabular-nums ${small ? 'text-xs' : ''}`}>
           <strong className={small ? 'font-semibold' : 'text-lg font-semibold'}>
-            {shown(meter, used)}
+            {bare ? formatCount(used, locale) : shown(meter, used)}
           </strong>
           <span className="text-soft">
             {' / '}
