@@ -641,11 +641,11 @@ def card(access: Credentials, standings: Sequence[Sequence[str]], directory: Pat
     lines = [
         f"Spendgate is running at {url}",
         "",
-        "The dashboard's page is still empty at this stage. All of the API works:",
+        f"  dashboard      {url}",
         f"  for clients    {url}/v1",
         f"  described at   {url}/api/schema",
         "",
-        "Sign-ins (for the dashboard to come) and secrets",
+        "Sign-ins for the dashboard, and secrets",
         *table(
             [
                 ["administrator", access.admin_email, access.admin_password],

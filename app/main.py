@@ -29,8 +29,8 @@ from app.control.desk import LedgerHealth
 from app.core.ledger import Surroundings
 from app.core.preflight import Paths
 from app.core.windows import Calendar
-from app.delivery import Delivery
 from app.dashboard import Dashboard
+from app.delivery import Delivery
 from app.gateway.door import Door
 from app.gateway.exchange import Exchange
 from app.gateway.realtime import Sessions

@@ -28,6 +28,7 @@ from app.control.errors import (
 from app.control.live import live_router
 from app.control.overview import overview_router
 from app.control.own_keys import own_keys_router
+from app.control.own_models import own_models_router
 from app.control.pools import pool_router
 from app.control.preview import preview_router
 from app.control.provider_tests import provider_test_router
@@ -74,6 +75,7 @@ def control_router(deps: ControlDeps) -> Router:
                 route_handlers=[
                     me_router(),
                     own_keys_router(),
+                    own_models_router(),
                     my_requests_router(),
                     snippet_router(),
                 ],

@@ -109,6 +109,7 @@ async def list_calls(
     member_id: FromQuery[str | None] = None,
     key_id: FromQuery[str | None] = None,
     model: FromQuery[str | None] = None,
+    endpoint: FromQuery[str | None] = None,
     outcome: FromQuery[Outcome | None] = None,
     since: Since = None,
     until: Until = None,
@@ -123,6 +124,7 @@ async def list_calls(
         member_id=member_id,
         key_id=key_id,
         model=model,
+        endpoint=endpoint,
         outcome=outcome,
     )
 
@@ -492,6 +494,7 @@ async def my_calls(
     allocation_id: FromQuery[str | None] = None,
     key_id: FromQuery[str | None] = None,
     model: FromQuery[str | None] = None,
+    endpoint: FromQuery[str | None] = None,
     outcome: FromQuery[Outcome | None] = None,
     since: Since = None,
     until: Until = None,
@@ -506,6 +509,7 @@ async def my_calls(
         member_id=desk.member_id,
         key_id=key_id,
         model=model,
+        endpoint=endpoint,
         outcome=outcome,
     )
 

@@ -97,8 +97,8 @@ class Window(contextlib.AbstractContextManager["Window"]):
         self.page.locator("input[type=email]").fill(email)
         self.page.locator("input[type=password]").fill(password)
         self.page.locator("button[type=submit]").click()
+        self.page.locator("input[type=email]").wait_for(state="detached")
         self.page.locator("main h1").wait_for()
-        self.page.locator("input[type=password]").wait_for(state="detached")
 
     # What is wrong
 

@@ -19,6 +19,7 @@ export type KeyWithSecret = Schemas['KeyWithSecret']
 export type LimitStanding = Schemas['LimitStanding']
 export type Request = Schemas['RequestDocument']
 export type RealtimeSession = Schemas['SessionDocument']
+export type OwnModel = Schemas['OwnModel']
 export type UsageRow = Schemas['UsageRow']
 export type Dimension = Schemas['UsageDocument']['group_by'][number]
 
@@ -29,11 +30,14 @@ export const queryClient = new QueryClient({
   defaultOptions: {
     queries: {
       staleTime: 2_000,
+      // A gateway on this machine or network is reached without the internet as well.
+      networkMode: 'always',
       refetchInterval,
       // What the server refused, it refuses again; what did not reach it may.
       retry: (failed, error) => failed < 2 && error instanceof ApiError && error.status === 0,
       retryDelay: 500,
     },
+    mutations: { networkMode: 'always' },
   },
 })
 
@@ -112,13 +116,20 @@ export const mySessionsQuery = queryOptions({
     ),
 })
 
+export const myModelsQuery = queryOptions({
+  queryKey: ['me', 'models'],
+  staleTime: 60_000,
+  queryFn: async () => (await ok(api.GET('/api/me/models'))).items,
+})
+
 export interface CallFilters {
-  allocation_id?: string
-  key_id?: string
-  model?: string
-  outcome?: Outcome
-  from?: string
-  to?: string
+  allocation_id?: string | undefined
+  key_id?: string | undefined
+  model?: string | undefined
+  endpoint?: string | undefined
+  outcome?: Outcome | undefined
+  from?: string | undefined
+  to?: string | undefined
 }
 
 export const myCallsQuery = (filters: CallFilters) =>
@@ -132,9 +143,9 @@ export const myCallsQuery = (filters: CallFilters) =>
   })
 
 export interface UsageFilters {
-  from?: string
-  to?: string
-  allocation_id?: string
+  from?: string | undefined
+  to?: string | undefined
+  allocation_id?: string | undefined
 }
 
 export const myUsageQuery = (groups: readonly Dimension[], filters: UsageFilters) =>

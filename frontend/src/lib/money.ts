@@ -18,7 +18,13 @@ function format(locale: string, options: Intl.NumberFormatOptions): Intl.NumberF
   return known
 }
 
-const CURRENCY = { style: 'currency', currency: 'USD' } as const
+const usd = (locale: string) =>
+  ({
+    style: 'currency',
+    currency: 'USD',
+    // Where $ is said of another currency too, which one it is has to be told.
+    currencyDisplay: locale.startsWith('en') ? 'narrowSymbol' : 'symbol',
+  }) as const
 
 /** Up to cents from a dollar on; below that as many digits as tell something. */
 export function formatUsd(amount: Usd, locale: string, round: 'near' | 'down' = 'near'): string {
@@ -30,13 +36,13 @@ export function formatUsd(amount: Usd, locale: string, round: 'near' | 'down' = 
       : size >= 0.01
         ? { minimumFractionDigits: 2, maximumFractionDigits: 4 }
         : { maximumSignificantDigits: 2 }
-  const options = { ...CURRENCY, ...digits, roundingMode } as Intl.NumberFormatOptions
+  const options = { ...usd(locale), ...digits, roundingMode } as Intl.NumberFormatOptions
   return format(locale, options).format(amount as Intl.StringNumericLiteral)
 }
 
 /** To the last digit. */
 export function formatUsdExact(amount: Usd, locale: string): string {
-  const options = { ...CURRENCY, minimumFractionDigits: 2, maximumFractionDigits: 12 }
+  const options = { ...usd(locale), minimumFractionDigits: 2, maximumFractionDigits: 12 }
   return format(locale, options).format(amount as Intl.StringNumericLiteral)
 }
 
@@ -71,6 +77,12 @@ export function readCount(text: string): number | null {
   if (fraction.length > zeros) return null
   const count = Number(match[1] + fraction.padEnd(zeros, '0'))
   return Number.isSafeInteger(count) ? count : null
+}
+
+/** Reads an amount of a meter as the API takes it; null if it is none. */
+export function readAmount(meter: 'usd' | 'tokens', text: string): string | null {
+  const read = meter === 'usd' ? readUsd(text) : readCount(text)
+  return read === null ? null : String(read)
 }
 
 const SCALE = 12

@@ -14,10 +14,11 @@ export interface Shown {
   /** The reader's own if not given. */
   timeZone?: string | undefined
   now?: Date
+  seconds?: boolean
 }
 
 /** `Nov 23, 09:04`, with the year if it is another one. */
-export function formatTime(at: Date, { locale, timeZone, now = new Date() }: Shown): string {
+export function formatTime(at: Date, { locale, timeZone, now = new Date(), seconds = false }: Shown): string {
   const year = { timeZone, year: 'numeric' } as const
   const other = format('en', year).format(at) !== format('en', year).format(now)
   return format(locale, {
@@ -27,6 +28,7 @@ export function formatTime(at: Date, { locale, timeZone, now = new Date() }: Sho
     hour: '2-digit',
     minute: '2-digit',
     hourCycle: 'h23',
+    ...(seconds ? { second: '2-digit' } : {}),
     ...(other ? { year: 'numeric' } : {}),
   }).format(at)
 }

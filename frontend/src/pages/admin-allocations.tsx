@@ -218,6 +218,7 @@ function Rows({ rows, known, admin }: { rows: AllocationRow[]; known: Known; adm
       name: 'actions',
       head: '',
       end: true,
+      wide: true,
       cell: (row) => <Actions row={row} admin={admin} open={setOpened} />,
     },
   ]
@@ -466,7 +467,7 @@ function Bar({
   const { t } = useWords()
   const raised = row.top_ups.some((one) => one.meter === standing.meter)
   return (
-    <span className="block w-44 max-w-full md:w-36 xl:w-40">
+    <span className="block w-full md:w-36 xl:w-40">
       <Meter
         small
         label={raised ? t('adminAllocations.raised') : ''}
@@ -521,7 +522,7 @@ function Actions({
   if (!admin) return null
   const to = (status: Status) => () => open({ what: 'status', row, status })
   return (
-    <span className="flex items-center justify-end gap-1">
+    <span className="flex items-center gap-1 md:justify-end">
       <Button
         className="whitespace-nowrap"
         aria-label={t('adminAllocations.capsOf', { name: row.name })}

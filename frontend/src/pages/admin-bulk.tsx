@@ -398,6 +398,7 @@ function Tried({
           {
             name: 'result',
             head: fine && !sheet ? t('adminAllocations.state') : t('adminAllocations.bulk.result'),
+            wide: true,
             cell: (row: Row) => <Outcome row={row} />,
           },
         ]}

@@ -9,33 +9,16 @@ import {
   membersQuery,
   modelSlugsQuery,
 } from '@/api/admin-spend'
-import type { Call, Outcome } from '@/api/queries'
+import type { Outcome } from '@/api/queries'
 import { useWords } from '@/i18n'
 import { isoDate } from '@/lib/time'
 import { useAddress } from '@/ui/address'
 import { Button, TextLink } from '@/ui/button'
 import { SelectField } from '@/ui/field'
-import { Count, Money, When, useAmount } from '@/ui/format'
-import type { IconName } from '@/ui/icons'
-import { useLimitName } from '@/ui/limit-name'
-import { type Tone, ToneBadge } from '@/ui/meter'
+import { Count, Money, When } from '@/ui/format'
+import { ALL_OUTCOMES, OutcomeBadge, Shortfall } from '@/ui/outcome'
 import { Answered, Card, Empty, Page } from '@/ui/page'
 import { DataTable } from '@/ui/table'
-
-const OUTCOMES: Record<Outcome, [Tone, IconName]> = {
-  success: ['good', 'check'],
-  client_disconnected: ['idle', 'close'],
-  cut_off: ['warn', 'stop'],
-  recovered: ['idle', 'rotate'],
-  upstream_error: ['bad', 'warning'],
-  rejected_cost_quota_exceeded: ['bad', 'stop'],
-  rejected_quota_exceeded: ['bad', 'stop'],
-  rejected_chat_limit_exceeded: ['bad', 'stop'],
-  rejected_quota_reserved: ['warn', 'clock'],
-  rejected_inactive: ['bad', 'pause'],
-  rejected_model_mismatch: ['bad', 'stop'],
-  rejected_unavailable: ['bad', 'warning'],
-}
 
 const WHENS = ['hour', 'day', 'month'] as const
 
@@ -93,9 +76,9 @@ export default function AdminCalls() {
         >
           <option value="">{t('common.all')}</option>
           <option value="refused">{t('adminOverview.calls.refusals')}</option>
-          {(Object.keys(OUTCOMES) as Outcome[]).map((one) => (
+          {ALL_OUTCOMES.map((one) => (
             <option key={one} value={one}>
-              {t(`adminOverview.outcomes.${one}`)}
+              {t(`outcomes.${one}`)}
             </option>
           ))}
         </SelectField>
@@ -142,22 +125,13 @@ export default function AdminCalls() {
                 caption={t('nav.adminCalls')}
                 rows={found}
                 id={(row) => row.id}
-                below={(row) => row.limit && <Limit limit={row.limit} />}
+                below={(row) => row.limit && <Shortfall limit={row.limit} />}
                 columns={[
                   {
                     name: 'outcome',
                     head: t('adminOverview.calls.outcome'),
                     title: true,
-                    cell: (row) => {
-                      const [tone, icon] = OUTCOMES[row.outcome]
-                      return (
-                        <ToneBadge
-                          tone={tone}
-                          icon={icon}
-                          label={t(`adminOverview.outcomes.${row.outcome}`)}
-                        />
-                      )
-                    },
+                    cell: (row) => <OutcomeBadge outcome={row.outcome} />,
                   },
                   {
                     name: 'when',
@@ -174,7 +148,7 @@ export default function AdminCalls() {
                             {allocations.data?.find((one) => one.id === row.allocation_id)?.name ?? '…'}
                           </TextLink>
                         ) : (
-                          <span className="text-soft">{t('common.none')}</span>
+                          <span className="text-soft">—</span>
                         )}
                         <span className="block text-xs text-soft">
                           {members.data?.find((one) => one.id === row.member_id)?.display_name}
@@ -216,21 +190,5 @@ export default function AdminCalls() {
         <p className="text-xs text-soft">{t('adminOverview.calls.newest')}</p>
       )}
     </Page>
-  )
-}
-
-/** Which limit stood in the way of a refused call, and by how much. */
-function Limit({ limit }: { limit: NonNullable<Call['limit']> }) {
-  const { t } = useWords()
-  const shown = useAmount()
-  const limitName = useLimitName()
-  return (
-    <p className="flex flex-wrap gap-x-4 rounded-lg bg-bad-wash px-3 py-1.5 text-xs text-bad-ink">
-      <strong className="font-semibold">{limitName(limit)}</strong>
-      <span>{t('adminOverview.calls.limit', { amount: shown(limit.meter, limit.amount) })}</span>
-      <span>{t('meter.used', { amount: shown(limit.meter, limit.used) })}</span>
-      <span>{t('meter.held', { amount: shown(limit.meter, limit.held) })}</span>
-      <span>{t('adminOverview.calls.needed', { amount: shown(limit.meter, limit.needed) })}</span>
-    </p>
   )
 }

@@ -364,7 +364,7 @@ function PoolDialog({
             return (
               <div
                 key={line.id}
-                className="grid grid-cols-[1fr_1fr_auto] items-start gap-2 sm:grid-cols-[1fr_1fr_1.5fr_auto]"
+                className="grid grid-cols-[0.8fr_1fr_auto] items-start gap-2 sm:grid-cols-[1fr_1fr_1.5fr_auto]"
               >
                 <SelectField
                   label={t('ask.meter')}

@@ -406,7 +406,7 @@ function History() {
                     </>
                   ),
                 },
-                { name: 'reason', head: t('ask.reason'), cell: (row) => row.reason },
+                { name: 'reason', head: t('ask.reason'), wide: true, cell: (row) => row.reason },
                 {
                   name: 'status',
                   head: t('adminRequests.answer'),

@@ -231,7 +231,7 @@ function Changes({ changes, caption }: { changes: readonly CapChange[]; caption:
           ),
         },
         { name: 'change', head: t('adminTokenPool.change'), end: true, cell: (row) => <Step row={row} /> },
-        { name: 'why', head: t('adminTokenPool.why'), cell: (row) => <Why reason={row.reason} /> },
+        { name: 'why', head: t('adminTokenPool.why'), wide: true, cell: (row) => <Why reason={row.reason} /> },
       ]}
     />
   )

@@ -1,6 +1,6 @@
 /** Allocations: what one may use, what is left of it, and asking for more. */
 import { useMutation, useQuery } from '@tanstack/react-query'
-import { useState } from 'react'
+import { Suspense, lazy, useState } from 'react'
 
 import { api, ok } from '@/api/client'
 import {
@@ -13,16 +13,18 @@ import {
 import { useWords } from '@/i18n'
 import { formatRelative } from '@/lib/time'
 import { Button, LinkButton } from '@/ui/button'
-import { Confirm } from '@/ui/dialog'
+import { Confirm, Dialog } from '@/ui/dialog'
 import { When, useAmount } from '@/ui/format'
 import { Icon, type IconName } from '@/ui/icons'
 import { useLimitName } from '@/ui/limit-name'
 import { Meter, StateBadge, type Tone } from '@/ui/meter'
-import { Answered, Card, Empty, Page } from '@/ui/page'
+import { Answered, Card, Empty, Loading, Page } from '@/ui/page'
 import { toast } from '@/ui/toast'
 
-import { AskDialog } from './ask'
 import { Projection } from './projection'
+
+// Forms and their checks are not part of the first load.
+const AskForm = lazy(() => import('./ask'))
 
 export default function Allocations() {
   const { t } = useWords()
@@ -39,7 +41,7 @@ export default function Allocations() {
               </Empty>
             </Card>
           ) : (
-            <ul className="grid gap-4 xl:grid-cols-2">
+            <ul className={`grid gap-4 ${items.length > 1 ? 'xl:grid-cols-2' : 'max-w-3xl'}`}>
               {items.map((one) => (
                 <li key={one.id} className="flex min-w-0">
                   <Allocation
@@ -112,9 +114,16 @@ function Allocation({ standing, requests }: { standing: Standing; requests: Requ
           {t('nav.usage')}
         </LinkButton>
       </footer>
-      {capped && (
-        <AskDialog standing={standing} open={asking} onClose={() => setAsking(false)} />
-      )}
+      <Dialog
+        open={asking}
+        onClose={() => setAsking(false)}
+        title={t('ask.title', { name: standing.name })}
+        about={t('ask.about')}
+      >
+        <Suspense fallback={<Loading />}>
+          <AskForm standing={standing} onClose={() => setAsking(false)} />
+        </Suspense>
+      </Dialog>
     </article>
   )
 }
@@ -199,7 +208,7 @@ function Facts({ standing }: { standing: Standing }) {
           <dt>{t('allocations.binds')}</dt>
           <dd>
             {limitName(binds, binds.owner === 'allocation' ? undefined : binds.owner_name)}
-            {': '}
+            <span className="text-soft"> · </span>
             {t('allocations.bindsLeft', {
               left: shown(binds.meter, binds.remaining, 'down'),
               amount: shown(binds.meter, binds.amount),

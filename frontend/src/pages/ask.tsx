@@ -9,19 +9,16 @@ import { type Standing, useRefresh } from '@/api/queries'
 import { useWords } from '@/i18n'
 import { fieldError } from '@/i18n/errors'
 import type { Meter } from '@/lib/limits'
-import { readCount, readUsd } from '@/lib/money'
+import { readAmount } from '@/lib/money'
 import { isoDate } from '@/lib/time'
 import { Button } from '@/ui/button'
-import { Dialog, DialogActions } from '@/ui/dialog'
+import { DialogActions } from '@/ui/dialog'
 import { SelectField, TextArea, TextField } from '@/ui/field'
 import { Problem } from '@/ui/page'
 import { toast } from '@/ui/toast'
 
-/** What somebody typed as an amount of a meter, as the API takes it; null if it is none. */
-export function readAmount(meter: Meter, text: string): string | null {
-  const read = meter === 'usd' ? readUsd(text) : readCount(text)
-  return read === null || Number(read) === 0 ? null : String(read)
-}
+const isMore = ({ meter, amount }: { meter: Meter; amount: string }) =>
+  Number(readAmount(meter, amount) ?? 0) > 0
 
 const shape = z
   .object({
@@ -32,7 +29,7 @@ const shape = z
     reason: z.string().check(z.trim(), z.minLength(1, 'reason')),
   })
   .check(
-    z.refine((given) => readAmount(given.meter, given.amount) !== null, {
+    z.refine((given) => isMore(given), {
       path: ['amount'],
       error: 'amount',
     }),
@@ -46,25 +43,10 @@ type Fields = z.infer<typeof shape>
 
 interface Props {
   standing: Standing
-  open: boolean
   onClose: () => void
 }
 
-export function AskDialog(props: Props) {
-  const { t } = useWords()
-  return (
-    <Dialog
-      open={props.open}
-      onClose={props.onClose}
-      title={t('ask.title', { name: props.standing.name })}
-      about={t('ask.about')}
-    >
-      <AskForm {...props} />
-    </Dialog>
-  )
-}
-
-function AskForm({ standing, onClose }: Props) {
+export default function AskForm({ standing, onClose }: Props) {
   const { t } = useWords()
   const refresh = useRefresh()
   const meters = (['usd', 'tokens'] as const).filter((meter) =>

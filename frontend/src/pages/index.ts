@@ -19,6 +19,10 @@ export interface PageEntry {
 
 export const PAGES: readonly PageEntry[] = [
   { path: '/allocations', name: 'allocations', icon: 'wallet', section: 'own', load: () => import('./allocations') },
+  { path: '/usage', name: 'usage', icon: 'chart', section: 'own', load: () => import('./usage') },
+  { path: '/calls', name: 'calls', icon: 'list', section: 'own', load: () => import('./calls') },
+  { path: '/keys', name: 'keys', icon: 'key', section: 'own', load: () => import('./keys') },
+  { path: '/sessions', name: 'sessions', icon: 'live', section: 'own', load: () => import('./sessions') },
   { path: '/account', name: 'account', section: 'own', load: () => import('./account') },
   // Administration: what is spent, and what may be
   { path: '/admin/overview', name: 'adminOverview', icon: 'home', section: 'admin', load: () => import('./admin-overview') },

@@ -4,12 +4,15 @@
  * So nothing redirects to where an address says; and whoever's session ends goes on where they were.
  */
 import { useQuery } from '@tanstack/react-query'
-import { type ReactNode, createContext, use } from 'react'
+import { type ReactNode, Suspense, createContext, lazy, use } from 'react'
 
 import { type Session, sessionQuery } from '@/api/queries'
 import { Problem } from '@/ui/page'
 
-import { NewPassword, Outside, SignIn } from './sign-in'
+import { Outside, SignIn } from './sign-in'
+
+// Its forms are not part of the first load.
+const NewPassword = lazy(() => import('./new-password'))
 
 const SessionContext = createContext<Session | null>(null)
 
@@ -31,6 +34,12 @@ export function Gate({ children }: { children: ReactNode }) {
     )
   }
   if (session.data === null) return <SignIn />
-  if (session.data.must_change_password) return <NewPassword />
+  if (session.data.must_change_password) {
+    return (
+      <Suspense>
+        <NewPassword />
+      </Suspense>
+    )
+  }
   return <SessionContext value={session.data}>{children}</SessionContext>
 }

@@ -1,16 +1,14 @@
-/** Outside: signing in, and the new password that some must choose first. */
-import { useMutation, useQueryClient } from '@tanstack/react-query'
+/** Outside: signing in. */
+import { useMutation } from '@tanstack/react-query'
 import { type FormEvent, type ReactNode, useEffect, useRef, useState } from 'react'
 
 import { ApiError, api, ok } from '@/api/client'
-import { enter, sessionQuery } from '@/api/queries'
+import { enter } from '@/api/queries'
 import { LANGUAGES, type Language, speak, useWords } from '@/i18n'
 import { Button } from '@/ui/button'
 import { TextField } from '@/ui/field'
 import { Logo } from '@/ui/icons'
 import { Problem } from '@/ui/page'
-
-import { PasswordFields, usePasswordForm } from './password'
 
 /** The frame around what is seen without a session. */
 export function Outside({ title, children }: { title?: string; children: ReactNode }) {
@@ -114,31 +112,4 @@ function SignInError({ error }: { error: Error }) {
     if (refused.status !== 429) return null
     return t('auth.locked', { count: Math.max(1, Math.ceil((refused.retryAfter ?? 60) / 60)) })
   }
-}
-
-/** A bootstrap password opens nothing but this. */
-export function NewPassword() {
-  const { t } = useWords()
-  const client = useQueryClient()
-  const form = usePasswordForm(() => client.invalidateQueries(sessionQuery))
-  return (
-    <Outside title={t('password.mustChange')}>
-      <p className="mb-4 text-soft">{t('password.mustChangeHint')}</p>
-      <form onSubmit={form.submit} className="flex flex-col gap-4">
-        <PasswordFields form={form} />
-        <Button type="submit" look="main" busy={form.busy}>
-          {t('password.change')}
-        </Button>
-        <Button
-          look="quiet"
-          onClick={async () => {
-            await ok(api.POST('/api/auth/logout'))
-            enter(null)
-          }}
-        >
-          {t('account.signOut')}
-        </Button>
-      </form>
-    </Outside>
-  )
 }

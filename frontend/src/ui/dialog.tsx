@@ -1,6 +1,6 @@
 /** Dialogs: over the page, closed with Escape; focus goes back to where it came from. */
 import { Dialog as Radix } from 'radix-ui'
-import { type ReactNode, useState } from 'react'
+import { type ReactNode, useRef, useState } from 'react'
 
 import { useWords } from '@/i18n'
 
@@ -19,12 +19,22 @@ interface DialogProps {
 
 export function Dialog({ open, onClose, title, about, wide = false, children }: DialogProps) {
   const { t } = useWords()
+  const opener = useRef<Element>(null)
   return (
     <Radix.Root open={open} onOpenChange={(to) => !to && onClose()}>
       <Radix.Portal>
         <Radix.Overlay className="fixed inset-0 z-40 bg-[rgb(8_16_14/0.5)]" />
         <Radix.Content
           className={`animate-appear fixed inset-x-0 bottom-0 z-50 mx-auto flex max-h-[92dvh] w-full flex-col rounded-t-2xl border border-line bg-card shadow-card sm:top-[8dvh] sm:bottom-auto sm:max-h-[84dvh] sm:rounded-2xl ${wide ? 'sm:max-w-3xl' : 'sm:max-w-lg'}`}
+          onOpenAutoFocus={() => {
+            opener.current = document.activeElement
+          }}
+          onCloseAutoFocus={(event) => {
+            event.preventDefault()
+            // What opened it may be gone by what was done in it.
+            const back = opener.current?.isConnected ? opener.current : document.querySelector('main')
+            ;(back as HTMLElement | null)?.focus()
+          }}
           {...(about ? {} : { 'aria-describedby': undefined })}
         >
           <header className="flex items-start gap-3 border-b border-line py-3 pr-3 pl-5">

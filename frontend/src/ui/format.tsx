@@ -40,15 +40,18 @@ export function When({
   at,
   utc = false,
   relative = false,
+  seconds = false,
 }: {
   at: string
   /** With UTC written out: where the instant decides something. */
   utc?: boolean
   relative?: boolean
+  /** Where several things happen within a minute. */
+  seconds?: boolean
 }) {
   const { locale } = useWords()
   const date = new Date(at)
-  const local = formatTime(date, { locale })
+  const local = formatTime(date, { locale, seconds })
   const shown = relative ? formatRelative(date, locale) : local
   const exact = `${formatInstant(date, { locale })} (${formatUtc(date, { locale })})`
   return (

@@ -1,9 +1,8 @@
 /** The bar in three parts (used, held, left), and the badge that says how near the end is. */
 import { useWords } from '@/i18n'
 import { type Meter as MeterName, type State, partsOf } from '@/lib/limits'
-import { formatCount, formatPercent } from '@/lib/money'
+import { formatCount, formatPercent, formatUsd } from '@/lib/money'
 
-import { useAmount } from './format'
 import { Icon, type IconName } from './icons'
 
 const STATES: Record<State, { icon: IconName; badge: string; bar: string }> = {
@@ -61,30 +60,30 @@ interface MeterProps {
 
 export function Meter({ label, name = label, meter, amount, used, held, paused, small = false }: MeterProps) {
   const { t, locale } = useWords()
-  const shown = useAmount()
+  // The label says of what: `tokens` need not stand behind each number.
+  const shown = (value: number | string, round?: 'down') =>
+    meter === 'usd' ? formatUsd(String(value), locale, round) : formatCount(value, locale)
   const parts = partsOf({ meter, amount, used, held })
   const state = paused ? 'paused' : parts.state
   const some = Number(held) > 0
-  const left = parts.remaining === null ? null : shown(meter, parts.remaining, 'down')
+  const left = parts.remaining === null ? null : shown(parts.remaining, 'down')
   const spoken = [
-    t('meter.used', { amount: shown(meter, used) }),
-    some && t('meter.held', { amount: shown(meter, held) }),
+    t('meter.used', { amount: shown(used) }),
+    some && t('meter.held', { amount: shown(held) }),
     left === null ? t('states.unlimited') : t('meter.left', { amount: left }),
   ].filter(Boolean)
   const color = STATES[state].bar
-  // Where there is little room, the unit is said once.
-  const bare = small && meter === 'tokens' && amount !== null
   return (
     <div className="flex min-w-0 flex-col gap-1.5">
       <div className="flex flex-wrap items-baseline justify-between gap-x-3">
         <span className={small ? 'text-xs text-soft' : 'text-soft'}>{label}</span>
         <span className={`ml-auto text-right tabular-nums ${small ? 'text-xs' : ''}`}>
           <strong className={small ? 'font-semibold' : 'text-lg font-semibold'}>
-            {bare ? formatCount(used, locale) : shown(meter, used)}
+            {shown(used)}
           </strong>
           <span className="text-soft">
             {' / '}
-            {amount === null ? t('meter.noCap') : shown(meter, amount)}
+            {amount === null ? t('meter.noCap') : shown(amount)}
           </span>
         </span>
       </div>
@@ -116,7 +115,7 @@ export function Meter({ label, name = label, meter, amount, used, held, paused, 
           )}
           <li className="flex items-center gap-1.5">
             <i className={`stripes size-2 rounded-full ${color}`} />
-            {t('meter.held', { amount: shown(meter, held) })}
+            {t('meter.held', { amount: shown(held) })}
           </li>
           {left !== null && (
             <li className="flex items-center gap-1.5">

@@ -11,6 +11,8 @@ export interface Column<Row> {
   title?: boolean
   /** Left out where a cell has nothing to say, on cards. */
   optional?: (row: Row) => boolean
+  /** Needs all the width of a card. */
+  wide?: boolean
 }
 
 interface Props<Row> {
@@ -64,20 +66,20 @@ function Lines<Row>({
     <>
       <tr
         role="row"
-        className={`group max-md:flex max-md:flex-col max-md:gap-1 max-md:px-4 max-md:py-3 ${more ? '' : 'max-md:border-b max-md:border-line max-md:last:border-b-0'}`}
+        className={`group max-md:grid max-md:grid-cols-2 max-md:gap-x-4 max-md:gap-y-1.5 max-md:px-4 max-md:py-3 ${more ? '' : 'max-md:border-b max-md:border-line max-md:last:border-b-0'}`}
       >
         {columns.map((column) => (
           <td
             key={column.name}
             role="cell"
-            className={`border-line align-top max-md:flex max-md:items-baseline max-md:justify-between max-md:gap-4 max-md:text-right md:px-3 md:py-2 md:first:pl-4 md:last:pr-4 md:group-hover:bg-sunk/60 ${edge} ${column.end ? 'md:text-right' : ''} ${column.title ? 'max-md:text-base max-md:font-medium max-md:text-left' : ''} ${column.optional && !column.optional(row) ? 'max-md:hidden' : ''}`}
+            className={`border-line align-top max-md:flex max-md:min-w-0 max-md:flex-col max-md:items-start md:px-3 md:py-2 md:first:pl-4 md:last:pr-4 md:group-hover:bg-sunk/60 ${edge} ${column.end ? 'md:text-right' : ''} ${column.title ? 'max-md:-order-1 max-md:col-span-2 max-md:text-base max-md:font-medium' : ''} ${column.wide ? 'max-md:col-span-2' : ''} ${column.optional && !column.optional(row) ? 'max-md:hidden' : ''}`}
           >
             {!column.title && column.head && (
-              <span aria-hidden="true" className="flex-none text-left text-xs text-soft md:hidden">
+              <span aria-hidden="true" className="text-xs text-soft md:hidden">
                 {column.head}
               </span>
             )}
-            <span className="min-w-0 max-md:ml-auto max-md:first:ml-0">{column.cell(row)}</span>
+            <span className="max-w-full min-w-0">{column.cell(row)}</span>
           </td>
         ))}
       </tr>
