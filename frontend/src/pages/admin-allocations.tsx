@@ -1,6 +1,6 @@
 /** Allocations, for admins: who may use what, what is left of it, and every way to change that. */
 import { useMutation, useQuery } from '@tanstack/react-query'
-import { useState } from 'react'
+import { useRef, useState } from 'react'
 
 import {
   type AllocationRow,
@@ -467,7 +467,7 @@ function Bar({
   const { t } = useWords()
   const raised = row.top_ups.some((one) => one.meter === standing.meter)
   return (
-    <span className="block w-full md:w-36 xl:w-40">
+    <span className="block w-[37vw] md:w-36 xl:w-40">
       <Meter
         small
         label={raised ? t('adminAllocations.raised') : ''}
@@ -519,8 +519,14 @@ function Actions({
   open: (what: Opened) => void
 }) {
   const { t } = useWords()
+  const trigger = useRef<HTMLButtonElement>(null)
   if (!admin) return null
-  const to = (status: Status) => () => open({ what: 'status', row, status })
+  // The menu's item goes away with the menu: what opens gives focus back to its button.
+  const from = (what: Opened) => () => {
+    trigger.current?.focus()
+    open(what)
+  }
+  const to = (status: Status) => from({ what: 'status', row, status })
   return (
     <span className="flex items-center gap-1 md:justify-end">
       <Button
@@ -532,10 +538,10 @@ function Actions({
       </Button>
       <Menu
         trigger={
-          <IconButton icon="down" label={t('adminAllocations.actions', { name: row.name })} />
+          <IconButton ref={trigger} icon="down" label={t('adminAllocations.actions', { name: row.name })} />
         }
       >
-        <MenuItem icon="edit" onSelect={() => open({ what: 'edit', row })}>
+        <MenuItem icon="edit" onSelect={from({ what: 'edit', row })}>
           {t('adminAllocations.edit')}
         </MenuItem>
         <MenuRule />
