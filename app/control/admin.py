@@ -13,7 +13,7 @@ Invariants:
 - No two allocations of one key share a model, whichever of the two is changed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final, Literal
@@ -583,7 +583,7 @@ async def add_allocation(
         if await catalogue.members.find(change.connection, member_id) is None:
             raise invalid("member_id", "is no member's")
         await _known_models(change, models)
-        await known_pool(change, pool_id)
+        await _known_pool(change, pool_id)
         await catalogue.allocations.add(
             change.connection,
             id=id,
@@ -691,17 +691,16 @@ async def edit_allocation(
 ) -> AllocationRecord:
     """Change an allocation or its caps."""
     record = await _current(change, catalogue.allocations, allocation_id, "allocation")
-    await known_pool(change, edit.pool_id)
+    await _known_pool(change, edit.pool_id)
     if edit.models is not None and edit.models != record.models:
         await _known_models(change, edit.models)
         await _fits_its_keys(change, record, edit.models)
-    former = month_account(change.desk, record, change.at)
+    former = record
     record = await _update(
         change, catalogue.allocations, "allocation", record, edit.values, reason=reason
     )
-    current = month_account(change.desk, record, change.at)
-    if current != former:
-        await _move_month(change, record, former, current)
+    if record.billing_timezone != former.billing_timezone:
+        await _go_over(change, former, record)
     await _set_caps(change, record, edit.caps, reason)
     return await _again(change, catalogue.allocations, allocation_id)
 
@@ -728,17 +727,22 @@ def month_account(desk: Desk, record: AllocationRecord, at: datetime) -> Account
     return account_key("allocation", record.id, "month", period)
 
 
-async def _move_month(
-    change: Change, record: AllocationRecord, former: AccountKey, current: AccountKey
-) -> None:
-    """Take what was used into the month of another zone; the caps are judged from there on."""
-    await catalogue.open_month(change.connection, former, current, change.at)
-    for meter in METERS:
-        cap = record.cap(meter)
-        if cap is not None:
-            await catalogue.set_limit(
-                change.connection, current, meter, cap, change.at, charged=[current]
-            )
+async def _go_over(change: Change, former: AllocationRecord, record: AllocationRecord) -> None:
+    """Take what was used into the periods of another zone; caps are judged from there on."""
+    windows = await catalogue.kept_windows(change.connection, record.id) | {"month"}
+    left, entered = (
+        [
+            account_key("allocation", record.id, window, calendar.period(window, change.at))
+            for window in sorted(windows)
+        ]
+        for calendar in (
+            change.desk.deps.calendar.of(one.billing_timezone) for one in (former, record)
+        )
+    )
+    await catalogue.go_over(change.connection, left, entered, change.at)
+    month = month_account(change.desk, record, change.at)
+    caps = {(month, meter): cap for meter in METERS if (cap := record.cap(meter)) is not None}
+    await catalogue.set_limits(change.connection, caps, change.at, charged=[month])
 
 
 async def _set_caps(
@@ -748,12 +752,10 @@ async def _set_caps(
     reason: str | None,
 ) -> None:
     account = month_account(change.desk, record, change.at)
-    for meter, amount in caps.items():
-        if amount == record.cap(meter):
-            continue
-        await catalogue.set_limit(
-            change.connection, account, meter, amount, change.at, charged=[account]
-        )
+    changed = {meter: amount for meter, amount in caps.items() if amount != record.cap(meter)}
+    amounts = {(account, meter): amount for meter, amount in changed.items()}
+    await catalogue.set_limits(change.connection, amounts, change.at, charged=[account])
+    for meter, amount in changed.items():
         await change.record(
             CAP_EVENT[meter],
             "allocation",
@@ -772,8 +774,7 @@ async def _known_models(change: Change, models: Sequence[str]) -> None:
         raise invalid("models", f"names unknown models: {', '.join(map(repr, missing))}")
 
 
-async def known_pool(change: Change, pool_id: str | None) -> None:
-    """Check that a pool is there."""
+async def _known_pool(change: Change, pool_id: str | None) -> None:
     if pool_id is not None and await catalogue.pools.find(change.connection, pool_id) is None:
         raise invalid("pool_id", "is no pool's")
 
@@ -891,8 +892,10 @@ async def store_key(
     reason: str | None = None,
 ) -> KeyRecord:
     """Store what differs of a key and of its limits, and return what is stored."""
+    former = key.allocation_ids
     key = await _update(change, catalogue.keys, "key", key, values, reason=reason)
-    await _set_limits(change, key, limits, reason)
+    # Calls through an allocation that is taken off begin until this is committed.
+    await _set_limits(change, key, limits, reason, {*former, *key.allocation_ids})
     return await _again(change, catalogue.keys, key.id)
 
 
@@ -901,8 +904,9 @@ async def _set_limits(
     record: KeyRecord,
     wanted: Mapping[LimitName, int | None],
     reason: str | None,
+    allocation_ids: Iterable[str],
 ) -> None:
-    opened = await catalogue.allocations.find_all(change.connection, record.allocation_ids)
+    opened = await catalogue.allocations.find_all(change.connection, sorted(allocation_ids))
     charged = [month_account(change.desk, one, change.at) for one in opened]
     await set_limits(
         change, "key", record.id, record.limits, wanted, charged=charged, reason=reason
@@ -955,7 +959,7 @@ async def make_key(
         )
         added = await _again(change, catalogue.keys, id)
         await change.record("key_created", "key", id, after=added)
-        await _set_limits(change, added, limits, None)
+        await _set_limits(change, added, limits, None, added.allocation_ids)
         signed_with = await set_key_alert(change, added, threshold, webhook, new, None)
         return await _again(change, catalogue.keys, id), signed_with
 

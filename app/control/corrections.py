@@ -120,11 +120,11 @@ def _signed(meter: Meter, amount: Decimal) -> int:
     if not amount.is_finite() or amount == 0:
         raise invalid("amount", "must be a number other than 0; a negative one takes back")
     if meter == "usd":
-        nano = wire.cap_nano("amount", abs(amount))
+        nano = wire.cap_nano("amount", amount.copy_abs())
         assert nano is not None, "only null is none"
         return -nano if amount < 0 else nano
     # In this order: a number of a million digits is not written out first.
-    if abs(amount) > 10**18 or amount != amount.to_integral_value():
+    if amount.copy_abs() > 10**18 or amount != amount.to_integral_value():
         raise invalid("amount", "must be a whole number of tokens, of at most 18 digits")
     return int(amount)
 

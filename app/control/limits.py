@@ -16,7 +16,7 @@ from app.control.desk import Change
 from app.control.errors import invalid
 from app.control.wire import Input
 from app.core.ledger import AccountKey, Meter, OwnerKind, account_key
-from app.core.money import nano_to_usd
+from app.core.money import AMOUNT_TOKENS_MAX, nano_to_usd
 from app.core.windows import LIFETIME, InvalidWindow, Window, check_window, rolling
 from app.store import catalogue
 from app.store.catalogue import LimitRecord
@@ -67,11 +67,12 @@ def read_amount(field: str, meter: Meter, amount: Decimal) -> int:
         nano = wire.cap_nano(field, amount)
         assert nano is not None, "only null is none"
         return nano
-    if not amount.is_finite() or amount != amount.to_integral_value():
+    # In this order: a number of a million digits is not written out first.
+    if not amount.is_finite() or not 0 <= amount <= AMOUNT_TOKENS_MAX:
+        raise invalid(field, f"must be from 0 to {AMOUNT_TOKENS_MAX} tokens")
+    if amount != amount.to_integral_value():
         raise invalid(field, "must be a whole number of tokens")
-    tokens = wire.cap_tokens(field, int(amount))
-    assert tokens is not None, "only null is none"
-    return tokens
+    return int(amount)
 
 
 def read_budget(value: int | None, limits: Mapping[LimitName, int | None]) -> int | None:
@@ -105,16 +106,16 @@ async def set_limits(
     former = {(limit.meter, limit.window): limit.amount for limit in known}
     before: dict[str, object] = {}
     after: dict[str, object] = {}
+    amounts: dict[tuple[AccountKey, Meter], int | None] = {}
     for (meter, window), amount in wanted.items():
         was = former.get((meter, window))
         if amount == was:
             continue
         account = account_key(owner, owner_id, window, calendar.period(window, change.at))
-        await catalogue.set_limit(
-            change.connection, account, meter, amount, change.at, charged=charged
-        )
+        amounts[account, meter] = amount
         before[f"{meter} per {window}"] = shown(meter, was)
         after[f"{meter} per {window}"] = shown(meter, amount)
+    await catalogue.set_limits(change.connection, amounts, change.at, charged=charged)
     if after:
         await change.record(
             f"{owner}_limits_updated", owner, owner_id, before=before, after=after, reason=reason

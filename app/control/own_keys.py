@@ -39,7 +39,7 @@ from app.control.limits import (
 from app.control.wire import Input
 from app.core.own_keys import loosened, outlives
 from app.store.catalogue import KeyRecord
-from app.store.usage import KeyView
+from app.store.usage import KeyView, discreet
 
 
 class OwnKeyPatch(Input):
@@ -54,7 +54,7 @@ class OwnKeyPatch(Input):
 @post("/keys", summary="Add a key of one's own; the answer alone shows its secret")
 async def add_own_key(data: JSONBody[OwnKeyInput], desk: NamedDependency[Desk]) -> KeyWithSecret:
     """It opens allocations of one's own, of which no two may share a model."""
-    return await make_key(desk, desk.member_id, data)
+    return discreet(await make_key(desk, desk.member_id, data))
 
 
 @patch("/keys/{id:str}", summary="Rename one's own key, or tighten its limits")
@@ -93,7 +93,7 @@ async def tighten_own_key(
             raise invalid("limits", f"would be more than {LIMITS_MAX}")
         return await store_key(change, key, values, wanted)
 
-    return await key_view(desk, await desk.write(work))
+    return discreet(await key_view(desk, await desk.write(work)))
 
 
 def _looser(limit: LimitName, amount: int) -> Refused:
@@ -112,7 +112,7 @@ def _looser(limit: LimitName, amount: int) -> Refused:
 )
 async def rotate_own_key(id: FromPath[str], desk: NamedDependency[Desk]) -> KeyWithSecret:
     """The old secret stops working at once."""
-    return await give_secret(desk, wire.path_id(id, "key"), desk.member_id)
+    return discreet(await give_secret(desk, wire.path_id(id, "key"), desk.member_id))
 
 
 @delete("/keys/{id:str}", summary="Revoke one's own key, for good")

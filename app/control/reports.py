@@ -1,6 +1,6 @@
 """Reports: calls, usage, running sessions and the audit log for admins; their own for members.
 
-Owns the parameters that choose what is shown, and the CSV. Owns no SQL and no sum (see
+Owns the parameters that choose what is shown. Owns no SQL and no sum (see
 `store.usage`); writes nothing but the order that stops a session.
 
 Invariants: what is under `/api/me` is narrowed to the caller's own member whatever is asked for;
@@ -8,11 +8,9 @@ no cell of a CSV can be a formula; a file is streamed, never held whole.
 """
 
 import contextlib
-import csv
-import io
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import datetime
-from typing import Annotated, Any, Final, cast
+from typing import Annotated, Final, cast
 
 import msgspec
 from litestar import Router, delete, get
@@ -22,6 +20,7 @@ from litestar.response import Stream
 
 from app.control import wire
 from app.control.desk import Change, Desk
+from app.control.download import cell, download, line
 from app.control.errors import Refused, documented, invalid, unknown
 from app.control.wire import Page
 from app.core.refusals import Outcome
@@ -254,23 +253,12 @@ async def show_usage(
     dependencies=_ANY,
 )
 async def download_usage(desk: NamedDependency[Desk], asked: NamedDependency[UsageQuery]) -> Stream:
-    return await _download(_csv(desk, asked), "csv", "text/csv; charset=utf-8")
+    return await download(_csv(desk, asked), "usage.csv", "text/csv; charset=utf-8")
 
 
 @get("/usage.json", tags=["Usage"], summary="The same as JSON without end", dependencies=_ANY)
 async def export_usage(desk: NamedDependency[Desk], asked: NamedDependency[UsageQuery]) -> Stream:
-    return await _download(_json(desk, asked), "json", "application/json")
-
-
-async def _download(parts: AsyncGenerator[str, None], suffix: str, media_type: str) -> Stream:
-    """Answer with a file that is written while it is read."""
-    # Whatever is wrong with the query shows before the answer has begun.
-    head = await anext(parts)
-    return Stream(
-        _from(head, parts),
-        media_type=media_type,
-        headers={"content-disposition": f'attachment; filename="usage.{suffix}"'},
-    )
+    return await download(_json(desk, asked), "usage.json", "application/json")
 
 
 async def _csv(desk: Desk, query: UsageQuery) -> AsyncGenerator[str, None]:
@@ -287,12 +275,12 @@ async def _csv(desk: Desk, query: UsageQuery) -> AsyncGenerator[str, None]:
 
     async with contextlib.aclosing(_rows(desk, query)) as rows:
         first = await anext(rows, None)
-        yield _line([*named, *UNIT_COLUMNS])
+        yield line([*named, *UNIT_COLUMNS])
         if first is None:
             return
-        yield _line(cells(first))
+        yield line(cells(first))
         async for row in rows:
-            yield _line(cells(row))
+            yield line(cells(row))
 
 
 async def _json(desk: Desk, query: UsageQuery) -> AsyncGenerator[str, None]:
@@ -317,39 +305,7 @@ async def _rows(desk: Desk, query: UsageQuery) -> AsyncGenerator[UsageRow, None]
                 yield row
 
 
-async def _from(head: str, rest: AsyncGenerator[str, None]) -> AsyncIterator[str]:
-    async with contextlib.aclosing(rest):
-        yield head
-        async for part in rest:
-            yield part
-
-
 _TOTALS: Final = ("calls", "refused_calls", "unpriced_calls", "tokens", "cost_usd")
-
-
-def _line(cells: list[str]) -> str:
-    written = io.StringIO()
-    csv.writer(written).writerow(cells)
-    return written.getvalue()
-
-
-def cell(value: Any) -> str:
-    """Write a cell that no spreadsheet takes for a formula; our own numbers are let be."""
-    if value is None:
-        return ""
-    shown = value.isoformat() if isinstance(value, datetime) else str(value)
-    if _is_number(shown):
-        return shown
-    risky = shown.lstrip()[:1] in _FORMULA_STARTS or shown[:1] in ("\t", "\r", "\n")
-    return f"'{shown}" if risky else shown
-
-
-_FORMULA_STARTS: Final = frozenset("=+-@|%＝＋－＠")
-
-
-def _is_number(shown: str) -> bool:
-    digits = shown.removeprefix("-")
-    return digits.isascii() and digits.replace(".", "", 1).isdigit()
 
 
 # Sessions
@@ -483,7 +439,8 @@ async def my_keys(
             equal={"member_id": desk.member_id},
         )
         views = await usage.key_views(connection, records, desk.deps.calendar, desk.at)
-    return wire.paged(views, limit, lambda view: view.id)
+    shown = [usage.discreet(view) for view in views]
+    return wire.paged(shown, limit, lambda view: view.id)
 
 
 @get("/calls", summary="List one's own calls, newest first")
@@ -534,7 +491,7 @@ async def my_usage(
 async def download_my_usage(
     desk: NamedDependency[Desk], asked: NamedDependency[UsageQuery]
 ) -> Stream:
-    return await _download(_csv(desk, asked), "csv", "text/csv; charset=utf-8")
+    return await download(_csv(desk, asked), "usage.csv", "text/csv; charset=utf-8")
 
 
 @get("/realtime-sessions", summary="List one's own running realtime sessions")

@@ -53,6 +53,9 @@ REALTIME = "realtime"
 
 UTC_ZONE = ZoneInfo("UTC")
 
+SLID_AT_LEAST = timedelta(minutes=1)
+"""So far a window has to have moved to be written although nothing slid out of it."""
+
 METERS: tuple[Meter, Meter] = ("tokens", "usd")
 """In the order in which the limits of one owner are looked at."""
 
@@ -389,6 +392,11 @@ class Books:
             return None
         if checkpoint is not None:
             hold = msgspec.structs.replace(hold, checkpoint=checkpoint)
+        if len(hold.account_ids) > len(demand.accounts):
+            # Limits that were added while it runs have a say in it from now on.
+            named = {key.id for key in demand.accounts}
+            added = [self.keys[id] for id in hold.account_ids if id not in named]
+            demand = msgspec.structs.replace(demand, accounts=(*demand.accounts, *added))
         fit = self._fit(demand)
         if not isinstance(fit, Refusal):
             tokens, nano = fit.tokens, 0 if hold.nano is None else fit.nano
@@ -575,8 +583,10 @@ class Books:
         """Let a rolling window begin at an instant; calls before that used so much of it."""
         account = self.accounts[account_id]
         assert isinstance(account, RollingAccount)
+        # Calls that used nothing need not be looked through for ever either.
+        further = account.slid_to is None or to - account.slid_to >= SLID_AT_LEAST
         account.slide(to, tokens, nano)
-        if tokens or nano:
+        if tokens or nano or further:
             self.slid.add(account_id)
 
     # What there is to tell

@@ -471,24 +471,38 @@ async def set_limit(
     at: datetime,
     charged: Sequence[AccountKey] = (),
 ) -> None:
-    """Limit an owner in the window of an account, from now on; None: no longer.
+    """Limit an owner in the window of an account: `set_limits` for one."""
+    await set_limits(connection, {(account, meter): amount}, at, charged)
 
-    It starts from what was used in the period so far. `charged` are the accounts that every call
-    of the owner is charged to already: while they are locked, no call of it can begin.
+
+async def set_limits(
+    connection: Connection,
+    amounts: Mapping[tuple[AccountKey, Meter], int | None],
+    at: datetime,
+    charged: Sequence[AccountKey] = (),
+) -> None:
+    """Limit one owner in the windows of its accounts, from now on; None: no longer.
+
+    Each starts from what was used in the period so far. `charged` are the accounts that every call
+    of the owner is charged to already: while they are locked, no call of it can begin. All accounts
+    are locked at once, in the order in which everyone locks them.
     """
     limits = schema.limits
-    if amount is None:
+    set_ = {name: amount for name, amount in amounts.items() if amount is not None}
+    for account, meter in amounts.keys() - set_.keys():
         lifted = update(limits).where(*_of_window(account), limits.c.meter == meter)
         await connection.execute(lifted.values(amount=None))
+    if not set_:
         return
-    known = await _keep(connection, account, at, charged)
-    values = {
-        "amount": amount,
-        "baseline": known.used(meter) + known.held(meter),
-        "baseline_account": account.id,
-        "set_at": at,
-    }
-    await _put_limit(connection, account, meter, values)
+    known = await _keep(connection, {account for account, _ in set_}, at, charged)
+    for (account, meter), amount in set_.items():
+        values = {
+            "amount": amount,
+            "baseline": known[account.id].used(meter) + known[account.id].held(meter),
+            "baseline_account": account.id,
+            "set_at": at,
+        }
+        await _put_limit(connection, account, meter, values)
 
 
 async def set_caps(
@@ -537,7 +551,8 @@ async def watch(
     charged: Sequence[AccountKey] = (),
 ) -> None:
     """Keep the total of an owner in the window of an account, limited or not, from now on."""
-    await _keep(connection, account, at, charged)
+    if account.window not in await kept_windows(connection, account.owner_id):
+        await _keep(connection, {account}, at, charged)
     await _put_limit(connection, account, meter, {"watched": True})
 
 
@@ -555,14 +570,15 @@ async def unwatch(connection: Connection, owner_id: str, meter: Meter, window: W
     )
 
 
-async def open_month(
-    connection: Connection, former: AccountKey, account: AccountKey, at: datetime
+async def go_over(
+    connection: Connection,
+    former: Sequence[AccountKey],
+    accounts: Sequence[AccountKey],
+    at: datetime,
 ) -> None:
-    """Go over to another account for the month: the owner's calendar is another one now."""
-    if account != former:
-        await _open(
-            connection, account, (await lock_accounts(connection, {former, account}))[account.id]
-        )
+    """Go over to other accounts of an owner: its calendar is another one from now on."""
+    locked = await lock_accounts(connection, {*former, *accounts})
+    await _open(connection, [key for key in accounts if key not in former], locked, at)
 
 
 async def lock_account(connection: Connection, account: AccountKey) -> None:
@@ -591,18 +607,25 @@ async def _put_limit(
     )
 
 
-async def _keep(
-    connection: Connection, account: AccountKey, at: datetime, charged: Sequence[AccountKey]
-) -> RollingAccount:
-    """Lock an account that its owner's calls are charged to from now on, up to date."""
+async def kept_windows(connection: Connection, owner_id: str) -> set[Window]:
+    """Return the windows in which an owner is limited or watched."""
     limits = schema.limits
-    kept = select(limits.c.meter).where(
-        *_of_window(account), limits.c.amount.is_not(None) | limits.c.watched
+    kept = select(limits.c.window_kind).where(
+        limits.c.owner_id == owner_id, limits.c.amount.is_not(None) | limits.c.watched
     )
-    # Calls are charged to the account already, if another limit needs it.
-    is_kept = account in charged or await _scalar(connection, kept.limit(1)) is not None
-    locked = (await lock_accounts(connection, {account, *charged}))[account.id]
-    return locked if is_kept else await _open(connection, account, locked, at)
+    return set((await connection.execute(kept)).scalars())
+
+
+async def _keep(
+    connection: Connection, keys: Some[AccountKey], at: datetime, charged: Sequence[AccountKey]
+) -> dict[str, RollingAccount]:
+    """Lock accounts that their owner's calls are charged to from now on, up to date."""
+    [owner_id] = {key.owner_id for key in keys}
+    # Calls are charged to an account already, if another limit needs it.
+    kept = await kept_windows(connection, owner_id)
+    fresh = [key for key in keys if key not in charged and key.window not in kept]
+    locked = await lock_accounts(connection, {*keys, *charged})
+    return locked | await _open(connection, fresh, locked, at)
 
 
 async def lock_accounts(
@@ -638,76 +661,102 @@ async def lock_accounts(
 
 
 async def _open(
-    connection: Connection, key: AccountKey, account: RollingAccount, at: datetime | None = None
-) -> RollingAccount:
-    """Bring an account up to what its owner used in the period, and to what its calls hold.
+    connection: Connection,
+    keys: Sequence[AccountKey],
+    accounts: Mapping[str, RollingAccount],
+    at: datetime,
+) -> dict[str, RollingAccount]:
+    """Bring accounts up to what their one owner used in each period, and to what its calls hold.
 
     Calls stay as they were booked: what they used comes in as one adjustment. Calls in flight
-    count in the account from now on.
+    count in the accounts from now on. However many there are, calls are looked through once.
     """
+    if not keys:
+        return {}
     late, holds = schema.adjustments, schema.holds
-    length = rolling(key.window)
-    start = key.start
-    if length is not None:
-        assert at is not None, "a rolling window ends now"
-        # Ids, which tell when a call was admitted, have milliseconds.
-        start = at - length - timedelta(microseconds=at.microsecond % 1000)
-        # Whatever was there has slid out.
-        account.slid_to = start
-        account.slid_tokens, account.slid_nano = account.used_tokens, account.used_nano
+    starts = {key.id: _start(key, at) for key in keys}
+    first = min(starts.values())
+    for key in keys:
+        if rolling(key.window) is not None:
+            # Whatever was there has slid out.
+            account = accounts[key.id]
+            account.slid_to = starts[key.id]
+            account.slid_tokens, account.slid_nano = account.used_tokens, account.used_nano
+    began = cast(holds.c.facts["started_at"].astext, schema.calls.c.started_at.type)
     running = (
-        select(holds.c.call_id, holds.c.account_ids, holds.c.tokens, holds.c.nano)
-        .where(*await _in_flight(connection, key, start))
+        select(
+            holds.c.call_id,
+            holds.c.account_ids,
+            holds.c.tokens,
+            holds.c.nano,
+            began.label("started_at"),
+        )
+        .where(await _in_flight(connection, keys[0]), began >= first)
         .order_by(holds.c.call_id)
         .with_for_update()
     )
     held = (await connection.execute(running)).all()
-    sums = await _used_since(connection, key, start)
-    tokens, nano = sums[0] - account.used("tokens"), sums[1] - account.used("usd")
-    joining = [row for row in held if key.id not in row.account_ids]
-    opened = msgspec.structs.replace(
-        account,
-        used_tokens=account.used_tokens + tokens,
-        used_nano=account.used_nano + nano,
-        held_tokens=account.held_tokens + sum(row.tokens for row in joining),
-        held_nano=account.held_nano + sum(row.nano or 0 for row in joining),
-    )
-    if tokens or nano:
-        await connection.execute(
-            insert(late).values(
-                account_ids=[key.id], tokens=tokens, nano=nano, reason="limit_opened"
-            )
+    sums = await _used_since(connection, keys, starts)
+    opened: dict[str, RollingAccount] = {}
+    for key in keys:
+        account = accounts[key.id]
+        tokens = sums[key.id][0] - account.used("tokens")
+        nano = sums[key.id][1] - account.used("usd")
+        joining = [
+            row
+            for row in held
+            if row.started_at >= starts[key.id] and key.id not in row.account_ids
+        ]
+        opened[key.id] = msgspec.structs.replace(
+            account,
+            used_tokens=account.used_tokens + tokens,
+            used_nano=account.used_nano + nano,
+            held_tokens=account.held_tokens + sum(row.tokens for row in joining),
+            held_nano=account.held_nano + sum(row.nano or 0 for row in joining),
         )
-    if joining:
-        await connection.execute(
-            update(holds)
-            .where(holds.c.call_id.in_([row.call_id for row in joining]))
-            .values(
-                account_ids=func.array_append(holds.c.account_ids, cast(key.id, schema.ID)),
-                facts=func.jsonb_set(
-                    holds.c.facts,
-                    cast(literal("{account_ids}"), ARRAY(Text)),
-                    holds.c.facts["account_ids"].op("||")(cast(literal(f'"{key.id}"'), JSONB)),
-                ),
+        if tokens or nano:
+            await connection.execute(
+                insert(late).values(
+                    account_ids=[key.id], tokens=tokens, nano=nano, reason="limit_opened"
+                )
             )
-        )
-    values = {name: getattr(opened, name) for name in RollingAccount.__struct_fields__}
-    values["opened_at"] = func.clock_timestamp()
-    accounts = schema.accounts
-    await connection.execute(update(accounts).where(accounts.c.id == key.id).values(**values))
+        if joining:
+            await connection.execute(
+                update(holds)
+                .where(holds.c.call_id.in_([row.call_id for row in joining]))
+                .values(
+                    account_ids=func.array_append(holds.c.account_ids, cast(key.id, schema.ID)),
+                    facts=func.jsonb_set(
+                        holds.c.facts,
+                        cast(literal("{account_ids}"), ARRAY(Text)),
+                        holds.c.facts["account_ids"].op("||")(cast(literal(f'"{key.id}"'), JSONB)),
+                    ),
+                )
+            )
+        values = {name: getattr(opened[key.id], name) for name in RollingAccount.__struct_fields__}
+        values["opened_at"] = func.clock_timestamp()
+        table = schema.accounts
+        await connection.execute(update(table).where(table.c.id == key.id).values(**values))
     return opened
 
 
-async def _in_flight(
-    connection: Connection, key: AccountKey, start: datetime
-) -> list[ColumnElement[bool]]:
-    """Say which calls in flight are an owner's, and were admitted from an instant on."""
+def _start(key: AccountKey, at: datetime) -> datetime:
+    """Return since when what was used counts in an account that is opened now."""
+    length = rolling(key.window)
+    if length is None:
+        return key.start
+    # Ids, which tell when a call was admitted, have milliseconds.
+    return at - length - timedelta(microseconds=at.microsecond % 1000)
+
+
+async def _in_flight(connection: Connection, key: AccountKey) -> ColumnElement[bool]:
+    """Say which calls in flight are an owner's."""
     holds = schema.holds
-    began = cast(holds.c.facts["started_at"].astext, schema.calls.c.started_at.type) >= start
-    if key.owner != "pool":
-        return [holds.c.facts[f"{key.owner}_id"].astext == key.owner_id, began]
-    months = await _months_of(connection, key.owner_id)
-    return [holds.c.account_ids.overlap(cast(months, ARRAY(schema.ID))), began]
+    its: ColumnElement[bool] = holds.c.facts[f"{key.owner}_id"].astext == key.owner_id
+    if key.owner == "pool":
+        months = await _months_of(connection, key.owner_id)
+        its = holds.c.account_ids.overlap(cast(months, ARRAY(schema.ID)))
+    return its
 
 
 async def _months_of(connection: Connection, pool_id: str) -> list[str]:
@@ -719,41 +768,54 @@ async def _months_of(connection: Connection, pool_id: str) -> list[str]:
     return list((await connection.execute(months)).scalars())
 
 
-async def _used_since(connection: Connection, key: AccountKey, start: datetime) -> tuple[int, int]:
-    """Return the tokens and nano-USD that an owner used from an instant to the period's end."""
+async def _used_since(
+    connection: Connection, keys: Sequence[AccountKey], starts: Mapping[str, datetime]
+) -> dict[str, tuple[int, int]]:
+    """Return, by account of one owner, the tokens and nano-USD it used from its start on."""
     calls, late, accounts = schema.calls, schema.adjustments, schema.accounts
-    if key.owner == "pool" and key.end is None:
-        # Everything that was ever charged to it: its months add it up already.
-        parts = (
-            select(accounts.c.used_tokens.label("tokens"), accounts.c.used_nano.label("nano"))
-            .where(accounts.c.owner_id == key.owner_id, accounts.c.window_kind == "month")
-            .subquery()
-        )
-    else:
-        ranged = [calls.c.id >= func.uuid7_floor(start)]
-        made = [late.c.call_id.is_(None), late.c.reason == "correction", late.c.created_at >= start]
-        if key.end is not None:
-            ranged.append(calls.c.id < func.uuid7_floor(key.end))
-            made.append(late.c.created_at < key.end)
-        if key.owner == "pool":
-            months = cast(await _months_of(connection, key.owner_id), ARRAY(schema.ID))
-            ranged.append(calls.c.account_ids.overlap(months))
-            made.append(late.c.account_ids.overlap(months))
+    owner, owner_id = keys[0].owner, keys[0].owner_id
+    sums: dict[str, tuple[int, int]] = {}
+    looked_up = []
+    for key in keys:
+        if owner == "pool" and key.end is None:
+            # Everything that was ever charged to it: its months add it up already.
+            total = select(
+                func.coalesce(func.sum(accounts.c.used_tokens), 0),
+                func.coalesce(func.sum(accounts.c.used_nano), 0),
+            ).where(accounts.c.owner_id == owner_id, accounts.c.window_kind == "month")
+            tokens, nano = (await connection.execute(total)).one()
+            sums[key.id] = int(tokens), int(nano)
         else:
-            ranged.append(calls.c[f"{key.owner}_id"] == key.owner_id)
-            # Corrections that name no call are of allocations, and so of the pools above.
-            made.append(
-                late.c.allocation_id == key.owner_id if key.owner == "allocation" else false()
-            )
-        parts = union_all(
-            select(calls.c.tokens, calls.c.cost_nano.label("nano")).where(*ranged),
-            select(late.c.tokens, late.c.nano)
-            .join_from(late, calls, late.c.call_id == calls.c.id)
-            .where(*ranged),
-            select(late.c.tokens, late.c.nano).where(*made),
-        ).subquery()
-    sums = select(
-        func.coalesce(func.sum(parts.c.tokens), 0), func.coalesce(func.sum(parts.c.nano), 0)
-    )
-    tokens, nano = (await connection.execute(sums)).one()
-    return int(tokens), int(nano)
+            looked_up.append(key)
+    if not looked_up:
+        return sums
+    first = min(starts[key.id] for key in looked_up)
+    ranged = [calls.c.id >= func.uuid7_floor(first)]
+    made = [late.c.call_id.is_(None), late.c.reason == "correction", late.c.created_at >= first]
+    if owner == "pool":
+        months = cast(await _months_of(connection, owner_id), ARRAY(schema.ID))
+        ranged.append(calls.c.account_ids.overlap(months))
+        made.append(late.c.account_ids.overlap(months))
+    else:
+        ranged.append(calls.c[f"{owner}_id"] == owner_id)
+        # Corrections that name no call are of allocations, and so of the pools above.
+        made.append(late.c.allocation_id == owner_id if owner == "allocation" else false())
+    parts = union_all(
+        select(calls.c.id, calls.c.tokens, calls.c.cost_nano.label("nano")).where(*ranged),
+        select(calls.c.id, late.c.tokens, late.c.nano)
+        .join_from(late, calls, late.c.call_id == calls.c.id)
+        .where(*ranged),
+        select(func.uuid7_floor(late.c.created_at), late.c.tokens, late.c.nano).where(*made),
+    ).subquery()
+    columns: list[ColumnElement[Any]] = []
+    for key in looked_up:
+        inside = [parts.c.id >= func.uuid7_floor(starts[key.id])]
+        if key.end is not None:
+            inside.append(parts.c.id < func.uuid7_floor(key.end))
+        columns += [
+            func.coalesce(func.sum(parts.c[name]).filter(*inside), 0) for name in ("tokens", "nano")
+        ]
+    found = (await connection.execute(select(*columns))).one()
+    for n, key in enumerate(looked_up):
+        sums[key.id] = int(found[2 * n]), int(found[2 * n + 1])
+    return sums

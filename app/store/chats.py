@@ -14,7 +14,9 @@ import msgspec
 from psycopg.rows import class_row
 from psycopg_pool import AsyncConnectionPool
 
+from app.core.ledger import account_key
 from app.core.money import nano_to_usd
+from app.core.windows import EPOCH, LIFETIME, Period
 from app.store.database import hung_up_after
 
 QUERY_S = 5.0
@@ -27,7 +29,11 @@ WITH made AS (
     FROM (SELECT) AS one LEFT JOIN chats parent ON parent.id = %(parent)s
         AND parent.member_id = %(member)s AND parent.deleted_at IS NULL
     WHERE %(parent)s::uuid IS NULL OR parent.id IS NOT NULL
-    RETURNING id
+    RETURNING id, root_id
+), kept AS (
+    -- The first call of the tree need not make it.
+    INSERT INTO accounts (id, owner, owner_id, window_kind, period_start)
+    SELECT %(account)s, 'chat', id, 'lifetime', %(epoch)s FROM made WHERE id = root_id
 )
 INSERT INTO limits (owner_id, meter, window_kind, owner, amount, set_at)
 SELECT id, 'usd', 'lifetime', 'chat', %(nano)s, %(at)s FROM made WHERE %(nano)s::bigint IS NOT NULL
@@ -98,6 +104,8 @@ class Chats:
             "parent": parent_id,
             "nano": limit_nano,
             "at": at,
+            "account": account_key("chat", id, LIFETIME, Period(EPOCH, None)).id,
+            "epoch": EPOCH,
         }
         async with self.pool.connection(timeout=2) as connection:
             with hung_up_after(connection, QUERY_S):

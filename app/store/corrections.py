@@ -273,9 +273,16 @@ async def opened_since(
     owner_of = {row.id: row.owner_id for row in rows}
     owners = set(owner_of.values()) | {call.key_id for call in calls}
     kept = await connection.execute(
-        select(accounts.c.id, accounts.c.owner_id, accounts.c.period_start, accounts.c.period_end)
+        select(
+            accounts.c.id,
+            accounts.c.owner_id,
+            accounts.c.period_start,
+            accounts.c.period_end,
+            accounts.c.opened_at,
+        )
         .where(
             accounts.c.owner_id.in_(owners),
+            accounts.c.opened_at.is_not(None),
             or_(accounts.c.period_end.is_(None), accounts.c.period_end > at),
             exists().where(
                 schema.limits.c.owner_id == accounts.c.owner_id,
@@ -294,6 +301,8 @@ async def opened_since(
             for row in standing
             if row.owner_id in of_call
             and row.id not in call.account_ids
+            # Those that were kept before are those of a calendar that has been left.
+            and row.opened_at > call.started_at
             and row.period_start <= call.started_at
             and (row.period_end is None or call.started_at < row.period_end)
         )

@@ -110,6 +110,16 @@ SELECT c.id, c.outcome, c.tokens, c.cost_nano,
 FROM calls c WHERE c.id = ANY($1::uuid[])
 """
 
+# Accounts that were opened after a call was admitted, in whose period it falls: what it has used
+# counts in them as well, whether they were brought up to that or not.
+OPENED_SQL = b"""
+SELECT id FROM accounts a
+WHERE owner_id = ANY($1::uuid[]) AND opened_at > $2::timestamptz
+    AND period_start <= $2::timestamptz AND (period_end IS NULL OR period_end > $2::timestamptz)
+    AND EXISTS (SELECT FROM limits l WHERE l.owner_id = a.owner_id
+        AND l.window_kind = a.window_kind AND (l.amount IS NOT NULL OR l.watched))
+"""
+
 ONE_SHOT_SQL = b"""
 SELECT id FROM keys
 WHERE id = ANY($1::uuid[]) AND used_at IS NULL AND revoked_at IS NULL FOR UPDATE
@@ -326,6 +336,13 @@ class _Settle(_Op):
     ) -> None:
         super().__init__()
         self.settlement, self.accounts, self.answer = settlement, accounts, answer
+
+    def spent_among(self, call_ids: Sequence[str]) -> bool:
+        """Tell whether it is one of these calls, and may have used something."""
+        actual = self.settlement.actual
+        # Not so a refusal, which is most of what has no hold.
+        used = bool(actual.tokens or actual.nano is None or actual.nano)
+        return bool(self.accounts) and used and self.settlement.facts.id in call_ids
 
 
 class _Recover(_Op):
@@ -677,10 +694,10 @@ class Ledger:
             known = {wire.call_id for wire in ended}
             return [id for id in expected if id not in known] + careful
 
-        def wider(rows: Iterable[_HoldWire | Booked]) -> dict[str, tuple[str, ...]]:
+        def wider(rows: Iterable[_HoldWire | Booked | CallFacts]) -> dict[str, tuple[str, ...]]:
             # Calls that count in an account which is not locked.
             return {
-                row.call_id: row.account_ids
+                row.id if isinstance(row, CallFacts) else row.call_id: row.account_ids
                 for row in rows
                 if row.account_ids and any(id not in accounts for id in row.account_ids)
             }
@@ -708,14 +725,23 @@ class Ledger:
                 self._widened |= widened
                 self._queue.extendleft(reversed(batch))
                 return
-            [rows] = await pipe.run([(BOOKED_SQL, [_array(doubtful(ended))])])
-            booked = [_booked(rows, row) for row in range(rows.ntuples)]
-            if widened := wider(booked):
+            alone = doubtful(ended)
+            late = [op for op in batch if isinstance(op, _Settle) and op.spent_among(alone)]
+            rows, *since = await pipe.run(
+                [(BOOKED_SQL, [_array(alone)]), *map(_opened_since, late)]
+            )
+            booked = {one.call_id: one for one in (_booked(rows, n) for n in range(rows.ntuples))}
+            for op, opened in zip(late, since, strict=True):
+                _join(op, [_text(opened, n) for n in range(opened.ntuples)], booked)
+            settled_late = [
+                booked.get(op.settlement.facts.id) or op.settlement.facts for op in late
+            ]
+            if widened := wider([*booked.values(), *settled_late]):
                 await self._rollback()
                 self._widened |= widened
                 self._queue.extendleft(reversed(batch))
                 return
-            await pipe.run(decide(found, [*ended, *kept], booked))
+            await pipe.run(decide(found, [*ended, *kept], list(booked.values())))
         self.batches += 1
         self.operations += len(batch)
         if self.on_booked is not None:
@@ -817,6 +843,8 @@ class Ledger:
             )
         if books.told:
             news = [one for one in books.told if one.event.id not in self._known_events]
+            # In one order everywhere: replicas may write the same events at the same time.
+            news.sort(key=lambda told: told.event.id)
             if news:
                 commands.append((WRITE_EVENTS, [encode([_event_row(one) for one in news])]))
         if books.new_holds:
@@ -1050,14 +1078,35 @@ def _standing(books: Books, path: Sequence[AccountKey]) -> Standing:
     return Standing(left.get("tokens"), left.get("usd"))
 
 
+def _opened_since(op: _Settle) -> Command:
+    """Ask for the accounts that were opened after a call was admitted."""
+    facts = op.settlement.facts
+    owners = {key.owner_id for key in op.accounts} | {facts.key_id}
+    return OPENED_SQL, [_array(owners), facts.started_at.isoformat().encode()]
+
+
+def _join(op: _Settle, opened: Sequence[str], booked: dict[str, Booked]) -> None:
+    """Let a call that has no hold, so that nobody could join it, count in accounts opened since."""
+    facts = op.settlement.facts
+    known = booked.get(facts.id)
+    named = facts.account_ids if known is None else known.account_ids or ()
+    joined = (*named, *(id for id in opened if id not in named))
+    if known is not None:
+        booked[facts.id] = msgspec.structs.replace(known, account_ids=joined)
+    else:
+        facts = msgspec.structs.replace(facts, account_ids=joined)
+        op.settlement = msgspec.structs.replace(op.settlement, facts=facts)
+
+
 def _slide(books: Books, found: PGresult) -> None:
     """Let rolling windows begin where they do now."""
     for row in range(found.ntuples):
         id = _text(found, row)
-        edge, slid_tokens, slid_nano, tokens, nano = (
-            int(_text(found, row, column)) for column in range(1, 6)
+        edge, slid_tokens, slid_nano, tokens, nano, former = (
+            int(_text(found, row, column)) for column in range(1, 7)
         )
         account = RollingAccount(**msgspec.structs.asdict(books.accounts[id]))
+        account.slid_to = EPOCH + timedelta(milliseconds=former)
         account.slid_tokens, account.slid_nano = slid_tokens, slid_nano
         books.accounts[id] = account
         books.slide(id, EPOCH + timedelta(milliseconds=edge), tokens, nano)

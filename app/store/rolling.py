@@ -19,7 +19,7 @@ from app.store.database import Connection
 
 SLIDE_SQL = """
 SELECT a.id, (extract(epoch FROM f.edge) * 1000)::bigint, a.slid_tokens, a.slid_nano,
-       gone.tokens, gone.nano
+       gone.tokens, gone.nano, (extract(epoch FROM coalesce(a.slid_to, f.edge)) * 1000)::bigint
 FROM accounts a
 CROSS JOIN LATERAL (
     SELECT greatest(a.slid_to, date_trunc('milliseconds', clock_timestamp()
@@ -40,8 +40,9 @@ CROSS JOIN LATERAL (
 ) gone
 WHERE a.id = ANY({ids})
 """
-"""Account, where its window begins (milliseconds), what is written to have slid out of it, and what
-has since; `{ids}` stands for the accounts. The edge never goes back, whatever the clock does."""
+"""Account, where its window begins (milliseconds), what is written to have slid out of it, what has
+since, and where it began when that was written; `{ids}` stands for the accounts. The edge never
+goes back, whatever the clock does."""
 
 RECOVERS_SQL = """
 SELECT ('x' || left(replace(id::text, '-', ''), 12))::bit(48)::bigint FROM (

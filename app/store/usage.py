@@ -16,7 +16,8 @@ Invariants:
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import msgspec
@@ -278,6 +279,9 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     alert_threshold: int | None
     """The lifetime tokens at which `alert_webhook` is told."""
     alert_webhook: str | None
+
+
+AnyKey = TypeVar("AnyKey", bound=KeyView)
 
 
 class KeyDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -561,6 +565,14 @@ async def _recovering(
     return msgspec.structs.replace(shown, recovers_at=recovers)
 
 
+def discreet(view: AnyKey) -> AnyKey:
+    """Return a key as its member may see it: where it alerts, without what may be a secret."""
+    if view.alert_webhook is None:
+        return view
+    parts = urlsplit(view.alert_webhook)
+    return msgspec.structs.replace(view, alert_webhook=f"{parts.scheme}://{parts.hostname}/…")
+
+
 def token_budget(record: KeyRecord) -> int | None:
     """Return the lifetime tokens that a key may use; None: no end of them."""
     return next(
@@ -599,7 +611,7 @@ async def key_document(
         token_budget=views[0].token_budget if views else None,
         limits=views[0].limits if views else [],
         alert_threshold=record.alert_threshold if record is not None else None,
-        alert_webhook=record.alert_webhook if record is not None else None,
+        alert_webhook=discreet(views[0]).alert_webhook if views else None,
         tokens_used_this_month=used.tokens,
         cost_used_this_month=used.cost_usd,
         unpriced_calls_this_month=used.unpriced_calls,

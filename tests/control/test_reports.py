@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 import pytest
 
-from app.control.reports import cell
+from app.control.download import cell
 from app.core.access import Key
 from app.core.metering import UNITS
 from app.ids import uuid7
