@@ -41,7 +41,9 @@ export function Snippets({
     <Answered of={models}>
       {(all) => {
         const usable = all.filter((one) => opened.has(one.slug))
-        const model = usable.find((one) => one.slug === slug) ?? usable[0]
+        const model = usable.find((one) => one.slug === slug) ??
+          usable.find((one) => endpointOf(one) === 'chat/completions' && one.units.length > 0) ??
+          usable[0]
         if (model === undefined) return <p className="text-soft">{t('snippets.none')}</p>
         const endpoint = endpointOf(model)
         const clients = clientsOf(endpoint)

@@ -66,7 +66,7 @@ export default function Usage() {
         </a>
       }
     >
-      <div className="grid gap-3 sm:grid-cols-3">
+      <div className="grid grid-cols-2 gap-3 sm:grid-cols-3 [&>:last-child]:max-sm:col-span-2">
         <SelectField
           label={t('usage.range')}
           value={range}
@@ -193,7 +193,7 @@ function Totals({ rows }: { rows: UsageRow[] }) {
   return (
     <dl className="grid grid-cols-2 gap-px overflow-hidden rounded-xl border border-line bg-line shadow-card sm:flex">
       {tiles.map(([name, value]) => (
-        <div key={name as string} className="flex-1 bg-card px-4 py-3">
+        <div key={name as string} className="flex-1 bg-card px-4 py-3 odd:last:col-span-2">
           <dt className="text-xs text-soft">{name}</dt>
           <dd className="text-lg font-semibold">{value}</dd>
         </div>
@@ -225,7 +225,7 @@ function Rows({ rows, by, filters }: { rows: UsageRow[]; by: Group; filters: Fil
                   search={behind(row, by, filters)}
                   aria-label={t('usage.open', { name })}
                 >
-                  {name}
+                  <span className={by === 'day' ? 'whitespace-nowrap' : ''}>{name}</span>
                 </TextLink>
               )
             },
@@ -235,7 +235,7 @@ function Rows({ rows, by, filters }: { rows: UsageRow[]; by: Group; filters: Fil
             head: t('usage.spent'),
             end: true,
             cell: (row) => (
-              <span className="inline-flex flex-wrap items-baseline justify-end gap-x-2">
+              <span className="inline-flex flex-wrap items-baseline gap-x-2 md:justify-end">
                 <Money usd={row.cost_usd} />
                 {row.unpriced_calls > 0 && (
                   <span className="text-xs text-near-ink">

@@ -56,7 +56,7 @@ export function When({
   const exact = `${formatInstant(date, { locale })} (${formatUtc(date, { locale })})`
   return (
     <time dateTime={at} title={exact} className="tabular-nums">
-      {shown}
+      <span className="md:whitespace-nowrap">{shown}</span>
       {utc && <span className="text-soft"> ({differsFromUtc(date) ? formatUtc(date, { locale }) : 'UTC'})</span>}
     </time>
   )
