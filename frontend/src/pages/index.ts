@@ -24,6 +24,13 @@ export const PAGES: readonly PageEntry[] = [
   { path: '/keys', name: 'keys', icon: 'key', section: 'own', load: () => import('./keys') },
   { path: '/sessions', name: 'sessions', icon: 'live', section: 'own', load: () => import('./sessions') },
   { path: '/account', name: 'account', section: 'own', load: () => import('./account') },
+  // Administration: what is spent, and what may be
+  { path: '/admin/overview', name: 'adminOverview', icon: 'home', section: 'admin', load: () => import('./admin-overview') },
+  { path: '/admin/allocations', name: 'adminAllocations', icon: 'wallet', section: 'admin', load: () => import('./admin-allocations') },
+  { path: '/admin/requests', name: 'adminRequests', icon: 'inbox', section: 'admin', load: () => import('./admin-requests') },
+  { path: '/admin/pools', name: 'adminPools', icon: 'pool', section: 'admin', load: () => import('./admin-pools') },
+  { path: '/admin/token-pool', name: 'adminTokenPool', icon: 'shuffle', section: 'admin', load: () => import('./admin-token-pool') },
+  { path: '/admin/calls', name: 'adminCalls', icon: 'list', section: 'admin', load: () => import('./admin-calls') },
   // What admins set up, and what they look after.
   { path: '/admin/models', name: 'adminModels', icon: 'model', section: 'admin', load: () => import('./admin-models') },
   { path: '/admin/prices', name: 'adminPrices', icon: 'tag', section: 'admin', load: () => import('./admin-prices') },

@@ -46,6 +46,8 @@ function Badge({ look, icon, label }: { look: string; icon: IconName; label: str
 
 interface MeterProps {
   label: string
+  /** What it is called aloud, where the label alone does not say what it is of. */
+  name?: string
   meter: MeterName
   amount: number | string | null
   used: number | string
@@ -56,7 +58,7 @@ interface MeterProps {
   small?: boolean
 }
 
-export function Meter({ label, meter, amount, used, held, paused, small = false }: MeterProps) {
+export function Meter({ label, name = label, meter, amount, used, held, paused, small = false }: MeterProps) {
   const { t, locale } = useWords()
   // The label says of what: `tokens` need not stand behind each number.
   const shown = (value: number | string, round?: 'down') =>
@@ -75,7 +77,7 @@ export function Meter({ label, meter, amount, used, held, paused, small = false 
     <div className="flex min-w-0 flex-col gap-1.5">
       <div className="flex flex-wrap items-baseline justify-between gap-x-3">
         <span className={small ? 'text-xs text-soft' : 'text-soft'}>{label}</span>
-        <span className={`tabular-nums ${small ? 'text-xs' : ''}`}>
+        <span className={`ml-auto text-right tabular-nums ${small ? 'text-xs' : ''}`}>
           <strong className={small ? 'font-semibold' : 'text-lg font-semibold'}>
             {shown(used)}
           </strong>
@@ -88,7 +90,7 @@ export function Meter({ label, meter, amount, used, held, paused, small = false 
       {amount !== null && (
         <div
           role="meter"
-          aria-label={label}
+          aria-label={name}
           aria-valuemin={0}
           aria-valuemax={100}
           aria-valuenow={Math.min(100, Math.round((parts.used + parts.held) * 100))}

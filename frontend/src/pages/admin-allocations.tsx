@@ -1,0 +1,618 @@
+/** Allocations, for admins: who may use what, what is left of it, and every way to change that. */
+import { useMutation, useQuery } from '@tanstack/react-query'
+import { useRef, useState } from 'react'
+
+import {
+  type AllocationRow,
+  type MemberRow,
+  type PoolRow,
+  SPEND,
+  allocationsQuery,
+  membersQuery,
+  poolsQuery,
+} from '@/api/admin-spend'
+import { api, ok } from '@/api/client'
+import { useRefresh } from '@/api/queries'
+import { useWords } from '@/i18n'
+import { pico } from '@/lib/money'
+import { useSession } from '@/shell/gate'
+import { useAddress } from '@/ui/address'
+import { Button, IconButton, TextLink } from '@/ui/button'
+import { Confirm } from '@/ui/dialog'
+import { SelectField, TextArea, TextField } from '@/ui/field'
+import { useAmount } from '@/ui/format'
+import { useLimitName } from '@/ui/limit-name'
+import { Menu, MenuItem, MenuRule } from '@/ui/menu'
+import { Meter, StateBadge, ToneBadge } from '@/ui/meter'
+import { Answered, Card, Empty, Page } from '@/ui/page'
+import { type Column, DataTable } from '@/ui/table'
+import { toast } from '@/ui/toast'
+
+import { AllocationDialog } from './admin-allocation-form'
+import { BulkDialog, ImportDialog } from './admin-bulk'
+import { CapsDialog } from './admin-caps'
+
+const PAGE = 25
+const STATES = ['ok', 'near', 'critical', 'exhausted', 'paused', 'quarantined', 'revoked'] as const
+const SORTS = ['newest', 'name', 'spend', 'tight'] as const
+type Status = AllocationRow['status']
+
+/** Which of its states a row is found under: its status, or how near to its caps it is. */
+const stateOf = (row: AllocationRow) => (row.status === 'active' ? row.state : row.status)
+
+const share = (row: AllocationRow): number => {
+  const { binds } = row
+  if (!binds) return -1
+  return Number(binds.amount) === 0 ? Infinity : Number(binds.used) / Number(binds.amount)
+}
+
+const byText = (a: string, b: string) => a.localeCompare(b)
+
+const ORDERS: Record<(typeof SORTS)[number], (a: AllocationRow, b: AllocationRow) => number> = {
+  newest: (a, b) => byText(b.created_at, a.created_at),
+  name: (a, b) => byText(a.name, b.name),
+  spend: (a, b) => {
+    const more = pico(b.cost_used_this_month) - pico(a.cost_used_this_month)
+    return more > 0n ? 1 : more < 0n ? -1 : b.tokens_used_this_month - a.tokens_used_this_month
+  },
+  tight: (a, b) => share(b) - share(a),
+}
+
+interface Known {
+  members: Map<string, MemberRow>
+  pools: Map<string, PoolRow>
+}
+
+export default function AdminAllocations() {
+  const { t } = useWords()
+  const admin = useSession().member.role === 'admin'
+  const allocations = useQuery(allocationsQuery)
+  const members = useQuery(membersQuery)
+  const pools = useQuery(poolsQuery)
+  const [adding, setAdding] = useState(false)
+  const [importing, setImporting] = useState(false)
+  const known: Known = {
+    members: new Map(members.data?.map((one) => [one.id, one])),
+    pools: new Map(pools.data?.map((one) => [one.id, one])),
+  }
+  return (
+    <Page
+      title={t('nav.adminAllocations')}
+      about={t('adminAllocations.about')}
+      actions={
+        <>
+          {admin && (
+            <>
+              <Button icon="up" onClick={() => setImporting(true)}>
+                {t('adminAllocations.import.action')}
+              </Button>
+              <Button icon="plus" look="main" onClick={() => setAdding(true)}>
+                {t('adminAllocations.add')}
+              </Button>
+            </>
+          )}
+        </>
+      }
+    >
+      <Answered of={allocations}>
+        {(rows) =>
+          rows.length === 0 ? (
+            <Card>
+              <Empty
+                icon="wallet"
+                title={t('adminAllocations.none')}
+                actions={
+                  admin && (
+                    <Button icon="plus" look="main" onClick={() => setAdding(true)}>
+                      {t('adminAllocations.add')}
+                    </Button>
+                  )
+                }
+              >
+                {t('adminAllocations.noneHint')}
+              </Empty>
+            </Card>
+          ) : (
+            <Rows rows={rows} known={known} admin={admin} />
+          )
+        }
+      </Answered>
+      {adding && <AllocationDialog onClose={() => setAdding(false)} />}
+      {importing && <ImportDialog onClose={() => setImporting(false)} />}
+    </Page>
+  )
+}
+
+type Opened =
+  | { what: 'caps' | 'edit'; row: AllocationRow }
+  | { what: 'status'; row: AllocationRow; status: Status }
+  | { what: 'bulk'; rows: AllocationRow[] }
+
+function Rows({ rows, known, admin }: { rows: AllocationRow[]; known: Known; admin: boolean }) {
+  const { t, locale } = useWords()
+  const [address, change] = useAddress()
+  const [opened, setOpened] = useState<Opened | null>(null)
+  const [chosen, setChosen] = useState<ReadonlySet<string>>(new Set())
+  const found = useFound(rows, known, address)
+  const last = Math.max(1, Math.ceil(found.length / PAGE))
+  const page = Math.min(last, Math.max(1, Number(address.page) || 1))
+  const shown = found.slice((page - 1) * PAGE, page * PAGE)
+  const marked = rows.filter((row) => chosen.has(row.id))
+  const all = shown.length > 0 && shown.every((row) => chosen.has(row.id))
+  const choose = (some: AllocationRow[], on: boolean) =>
+    setChosen((before) => {
+      const next = new Set(before)
+      for (const { id } of some) on ? next.add(id) : next.delete(id)
+      return next
+    })
+  const columns: Column<AllocationRow>[] = [
+    ...(admin
+      ? [
+          {
+            name: 'choose',
+            head: (
+              <input
+                type="checkbox"
+                aria-label={t('adminAllocations.chooseAll')}
+                className="size-4 accent-(--accent) max-md:hidden"
+                checked={all}
+                onChange={(event) => choose(shown, event.target.checked)}
+              />
+            ),
+            cell: (row: AllocationRow) => (
+              <input
+                type="checkbox"
+                aria-label={t('adminAllocations.choose', { name: row.name })}
+                className="size-4 accent-(--accent)"
+                checked={chosen.has(row.id)}
+                onChange={(event) => choose([row], event.target.checked)}
+              />
+            ),
+            title: true,
+          },
+        ]
+      : []),
+    {
+      name: 'name',
+      head: t('adminAllocations.allocation'),
+      title: true,
+      cell: (row) => <Named row={row} known={known} />,
+    },
+    {
+      name: 'spend',
+      head: t('adminAllocations.spend'),
+      cell: (row) => (
+        <Bar
+          row={row}
+          meter="usd"
+          used={row.cost_used_this_month}
+          held={row.cost_held}
+          amount={row.effective_cost_usd_per_month}
+        />
+      ),
+    },
+    {
+      name: 'tokens',
+      head: t('adminAllocations.tokens'),
+      cell: (row) => (
+        <Bar
+          row={row}
+          meter="tokens"
+          used={row.tokens_used_this_month}
+          held={row.tokens_held}
+          amount={row.effective_tokens_per_month}
+        />
+      ),
+    },
+    {
+      name: 'state',
+      head: t('adminAllocations.state'),
+      cell: (row) => <State row={row} />,
+    },
+    {
+      name: 'binds',
+      head: t('adminAllocations.binds'),
+      cell: (row) => <Binds row={row} />,
+    },
+    {
+      name: 'actions',
+      head: '',
+      end: true,
+      wide: true,
+      cell: (row) => <Actions row={row} admin={admin} open={setOpened} />,
+    },
+  ]
+  const close = () => setOpened(null)
+  return (
+    <>
+      <Filters known={known} />
+      {marked.length > 0 && (
+        <div
+          role="region"
+          aria-label={t('adminAllocations.chosenLabel')}
+          className="sticky top-14 z-20 flex flex-wrap items-center gap-2 rounded-xl border border-line bg-accent-wash px-4 py-2 text-accent-strong shadow-card"
+        >
+          <strong className="mr-auto font-semibold" role="status">
+            {t('adminAllocations.chosen', { count: marked.length })}
+          </strong>
+          <Button onClick={() => setChosen(new Set())}>{t('adminAllocations.unchoose')}</Button>
+          <Button
+            look="main"
+            icon="edit"
+            onClick={() => setOpened({ what: 'bulk', rows: marked })}
+          >
+            {t('adminAllocations.bulk.action')}
+          </Button>
+        </div>
+      )}
+      <Card flush>
+        {found.length === 0 ? (
+          <Empty
+            icon="search"
+            title={t('adminAllocations.notFound')}
+            actions={
+              <Button onClick={() => change(NOTHING)}>{t('adminAllocations.clear')}</Button>
+            }
+          >
+            {t('adminAllocations.notFoundHint')}
+          </Empty>
+        ) : (
+          <DataTable
+            caption={t('nav.adminAllocations')}
+            rows={shown}
+            id={(row) => row.id}
+            columns={columns}
+          />
+        )}
+      </Card>
+      <div className="flex flex-wrap items-center justify-between gap-2">
+        <p className="text-soft" role="status">
+          {t('adminAllocations.shown', {
+            count: found.length,
+            shown: new Intl.NumberFormat(locale).format(found.length),
+          })}
+        </p>
+        {last > 1 && (
+          <nav aria-label={t('adminAllocations.pages')} className="flex items-center gap-2">
+            <Button disabled={page === 1} onClick={() => change({ page: String(page - 1) })}>
+              {t('adminAllocations.before')}
+            </Button>
+            <span className="tabular-nums">{t('adminAllocations.page', { page, last })}</span>
+            <Button disabled={page === last} onClick={() => change({ page: String(page + 1) })}>
+              {t('adminAllocations.after')}
+            </Button>
+          </nav>
+        )}
+      </div>
+      {opened?.what === 'caps' && <CapsDialog row={opened.row} onClose={close} />}
+      {opened?.what === 'edit' && <AllocationDialog row={opened.row} onClose={close} />}
+      {opened?.what === 'status' && (
+        <StatusDialog row={opened.row} status={opened.status} onClose={close} />
+      )}
+      {opened?.what === 'bulk' && (
+        <BulkDialog
+          rows={opened.rows}
+          onClose={close}
+          onDone={() => {
+            setChosen(new Set())
+            close()
+          }}
+        />
+      )}
+    </>
+  )
+}
+
+const NOTHING = {
+  q: undefined,
+  state: undefined,
+  pool_id: undefined,
+  member_id: undefined,
+  id: undefined,
+  page: undefined,
+}
+
+function useFound(rows: AllocationRow[], known: Known, address: Record<string, string | undefined>) {
+  const { q = '', state, pool_id, member_id, id } = address
+  const words = q.toLowerCase().split(/\s+/).filter(Boolean)
+  const text = (row: AllocationRow) => {
+    const member = known.members.get(row.member_id)
+    const pool = row.pool_id ? known.pools.get(row.pool_id)?.name : ''
+    return [row.name, member?.display_name, member?.email, pool, row.id, ...row.models]
+      .join('\n')
+      .toLowerCase()
+  }
+  const order = ORDERS[(address.sort ?? 'newest') as keyof typeof ORDERS] ?? ORDERS.newest
+  return rows
+    .filter(
+      (row) =>
+        (!id || row.id === id) &&
+        (!state || stateOf(row) === state) &&
+        (!pool_id || (pool_id === 'none' ? row.pool_id === null : row.pool_id === pool_id)) &&
+        (!member_id || row.member_id === member_id) &&
+        words.every((word) => text(row).includes(word)),
+    )
+    .sort(order)
+}
+
+function Filters({ known }: { known: Known }) {
+  const { t } = useWords()
+  const [address, change] = useAddress()
+  const set = (name: string) => (event: { target: { value: string } }) =>
+    change({ [name]: event.target.value, page: undefined, id: undefined })
+  const filtered = Object.keys(NOTHING).some((name) => name !== 'page' && address[name])
+  const members = [...known.members.values()].sort((a, b) => byText(a.display_name, b.display_name))
+  const pools = [...known.pools.values()].sort((a, b) => byText(a.name, b.name))
+  return (
+    <form
+      role="search"
+      aria-label={t('adminAllocations.filter')}
+      onSubmit={(event) => event.preventDefault()}
+      className="grid grid-cols-2 items-end gap-3 md:grid-cols-3 xl:grid-cols-[1.3fr_1fr_1fr_1fr_1.15fr_auto]"
+    >
+      <TextField
+        label={t('adminAllocations.search')}
+        type="search"
+        placeholder={t('adminAllocations.searchHint')}
+        value={address.q ?? ''}
+        onChange={set('q')}
+        className="max-md:col-span-2"
+      />
+      <SelectField
+        label={t('adminAllocations.state')}
+        value={address.state ?? ''}
+        onChange={set('state')}
+      >
+        <option value="">{t('common.all')}</option>
+        {STATES.map((one) => (
+          <option key={one} value={one}>
+            {t(`adminAllocations.states.${one}`)}
+          </option>
+        ))}
+      </SelectField>
+      <SelectField
+        label={t('adminAllocations.pool')}
+        value={address.pool_id ?? ''}
+        onChange={set('pool_id')}
+      >
+        <option value="">{t('common.all')}</option>
+        <option value="none">{t('adminAllocations.noPool')}</option>
+        {pools.map((one) => (
+          <option key={one.id} value={one.id}>
+            {one.name}
+          </option>
+        ))}
+      </SelectField>
+      <SelectField
+        label={t('adminAllocations.member')}
+        value={address.member_id ?? ''}
+        onChange={set('member_id')}
+      >
+        <option value="">{t('common.all')}</option>
+        {members.map((one) => (
+          <option key={one.id} value={one.id}>
+            {one.display_name}
+          </option>
+        ))}
+      </SelectField>
+      <SelectField
+        label={t('adminAllocations.sort')}
+        value={address.sort ?? 'newest'}
+        onChange={set('sort')}
+      >
+        {SORTS.map((one) => (
+          <option key={one} value={one}>
+            {t(`adminAllocations.sorts.${one}`)}
+          </option>
+        ))}
+      </SelectField>
+      <div className="flex flex-wrap gap-2 max-xl:col-span-full">
+        <Export />
+        {filtered && (
+          <Button look="quiet" icon="close" onClick={() => change(NOTHING)}>
+            {t('adminAllocations.clear')}
+          </Button>
+        )}
+      </div>
+    </form>
+  )
+}
+
+/** All of them as CSV: the same file that can be changed and imported again. */
+function Export() {
+  const { t } = useWords()
+  return (
+    <a
+      href="/api/admin/allocations.csv"
+      download
+      className="inline-flex min-h-9 items-center gap-1.5 rounded-lg border border-line bg-card px-3 py-1.5 font-medium no-underline hover:border-edge"
+    >
+      {t('adminAllocations.export')}
+    </a>
+  )
+}
+
+function Named({ row, known }: { row: AllocationRow; known: Known }) {
+  const { t } = useWords()
+  const member = known.members.get(row.member_id)
+  const pool = row.pool_id ? known.pools.get(row.pool_id) : undefined
+  return (
+    <span className="flex min-w-0 flex-col md:max-w-60">
+      <span className="font-semibold">{row.name}</span>
+      <span className="text-xs font-normal text-soft" title={member?.email}>
+        {member?.display_name ?? '…'}
+        {row.service && ` · ${t('adminAllocations.service')}`}
+      </span>
+      {pool && (
+        <span className="text-xs font-normal">
+          <TextLink to="/admin/pools" search={{ id: pool.id }}>
+            {pool.name}
+          </TextLink>
+        </span>
+      )}
+    </span>
+  )
+}
+
+function Bar({
+  row,
+  ...standing
+}: {
+  row: AllocationRow
+  meter: 'usd' | 'tokens'
+  used: string | number
+  held: string | number
+  amount: string | number | null
+}) {
+  const { t } = useWords()
+  const raised = row.top_ups.some((one) => one.meter === standing.meter)
+  return (
+    <span className="block w-[37vw] md:w-36 xl:w-40">
+      <Meter
+        small
+        label={raised ? t('adminAllocations.raised') : ''}
+        name={`${row.name}: ${t(`meters.${standing.meter}`)}`}
+        paused={row.status !== 'active'}
+        {...standing}
+      />
+    </span>
+  )
+}
+
+function State({ row }: { row: AllocationRow }) {
+  const { t } = useWords()
+  if (row.status === 'active' || row.status === 'paused') return <StateBadge state={row.state} />
+  return (
+    <ToneBadge
+      tone={row.status === 'revoked' ? 'bad' : 'idle'}
+      icon={row.status === 'revoked' ? 'stop' : 'alert'}
+      label={t(`adminAllocations.states.${row.status}`)}
+    />
+  )
+}
+
+function Binds({ row }: { row: AllocationRow }) {
+  const { t } = useWords()
+  const shown = useAmount()
+  const limitName = useLimitName()
+  const { binds } = row
+  if (!binds) return <span className="text-soft">{t('adminAllocations.unbound')}</span>
+  return (
+    <span className="block text-xs md:max-w-40">
+      {binds.owner === 'allocation'
+        ? limitName({ meter: binds.meter, window: binds.window })
+        : limitName(binds, binds.owner_name)}
+      <span className="block text-soft">
+        {t('meter.left', { amount: shown(binds.meter, binds.remaining, 'down') })}
+      </span>
+    </span>
+  )
+}
+
+function Actions({
+  row,
+  admin,
+  open,
+}: {
+  row: AllocationRow
+  admin: boolean
+  open: (what: Opened) => void
+}) {
+  const { t } = useWords()
+  const trigger = useRef<HTMLButtonElement>(null)
+  if (!admin) return null
+  // The menu's item goes away with the menu: what opens gives focus back to its button.
+  const from = (what: Opened) => () => {
+    trigger.current?.focus()
+    open(what)
+  }
+  const to = (status: Status) => from({ what: 'status', row, status })
+  return (
+    <span className="flex items-center gap-1 md:justify-end">
+      <Button
+        className="whitespace-nowrap"
+        aria-label={t('adminAllocations.capsOf', { name: row.name })}
+        onClick={() => open({ what: 'caps', row })}
+      >
+        {t('adminAllocations.caps.action')}
+      </Button>
+      <Menu
+        trigger={
+          <IconButton ref={trigger} icon="down" label={t('adminAllocations.actions', { name: row.name })} />
+        }
+      >
+        <MenuItem icon="edit" onSelect={from({ what: 'edit', row })}>
+          {t('adminAllocations.edit')}
+        </MenuItem>
+        <MenuRule />
+        {row.status !== 'active' && (
+          <MenuItem icon="check" onSelect={to('active')}>
+            {t('adminAllocations.to.active')}
+          </MenuItem>
+        )}
+        {row.status !== 'paused' && row.status !== 'revoked' && (
+          <MenuItem icon="pause" onSelect={to('paused')}>
+            {t('adminAllocations.to.paused')}
+          </MenuItem>
+        )}
+        {row.status !== 'quarantined' && row.status !== 'revoked' && (
+          <MenuItem icon="alert" onSelect={to('quarantined')}>
+            {t('adminAllocations.to.quarantined')}
+          </MenuItem>
+        )}
+        {row.status !== 'revoked' && (
+          <MenuItem icon="stop" onSelect={to('revoked')}>
+            {t('adminAllocations.to.revoked')}
+          </MenuItem>
+        )}
+      </Menu>
+    </span>
+  )
+}
+
+/** Pausing, quarantining, revoking, and taking that back: with its effect and a reason. */
+function StatusDialog({
+  row,
+  status,
+  onClose,
+}: {
+  row: AllocationRow
+  status: Status
+  onClose: () => void
+}) {
+  const { t } = useWords()
+  const refresh = useRefresh()
+  const [reason, setReason] = useState('')
+  const set = useMutation({
+    mutationFn: () =>
+      ok(
+        api.PATCH('/api/admin/allocations/{id}', {
+          params: { path: { id: row.id } },
+          body: { status, reason: reason.trim() || null },
+        }),
+      ),
+    onSuccess: async () => {
+      toast(t(`adminAllocations.toDone.${status}`, { name: row.name }))
+      await refresh(SPEND)
+    },
+  })
+  return (
+    <Confirm
+      open
+      onClose={onClose}
+      title={t(`adminAllocations.toTitle.${status}`, { name: row.name })}
+      action={t(`adminAllocations.to.${status}`)}
+      onConfirm={() => set.mutateAsync()}
+    >
+      <p>{t(`adminAllocations.toEffect.${status}`)}</p>
+      <TextArea
+        label={t('adminAllocations.reason')}
+        hint={t('adminAllocations.reasonHint')}
+        maxLength={500}
+        rows={2}
+        value={reason}
+        onChange={(event) => setReason(event.target.value)}
+      />
+    </Confirm>
+  )
+}
