@@ -1,6 +1,6 @@
 /** Allocations, for admins: who may use what, what is left of it, and every way to change that. */
 import { useMutation, useQuery } from '@tanstack/react-query'
-import { useRef, useState } from 'react'
+import { Suspense, lazy, useRef, useState } from 'react'
 
 import {
   type AllocationRow,
@@ -28,9 +28,13 @@ import { Answered, Card, Empty, Page } from '@/ui/page'
 import { type Column, DataTable } from '@/ui/table'
 import { toast } from '@/ui/toast'
 
-import { AllocationDialog } from './admin-allocation-form'
-import { BulkDialog, ImportDialog } from './admin-bulk'
-import { CapsDialog } from './admin-caps'
+// What opens over the page is loaded once it is asked for.
+const CapsDialog = lazy(async () => ({ default: (await import('./admin-caps')).CapsDialog }))
+const BulkDialog = lazy(async () => ({ default: (await import('./admin-bulk')).BulkDialog }))
+const ImportDialog = lazy(async () => ({ default: (await import('./admin-bulk')).ImportDialog }))
+const AllocationDialog = lazy(async () => ({
+  default: (await import('./admin-allocation-form')).AllocationDialog,
+}))
 
 const PAGE = 25
 const STATES = ['ok', 'near', 'critical', 'exhausted', 'paused', 'quarantined', 'revoked'] as const
@@ -117,8 +121,10 @@ export default function AdminAllocations() {
           )
         }
       </Answered>
-      {adding && <AllocationDialog onClose={() => setAdding(false)} />}
-      {importing && <ImportDialog onClose={() => setImporting(false)} />}
+      <Suspense>
+        {adding && <AllocationDialog onClose={() => setAdding(false)} />}
+        {importing && <ImportDialog onClose={() => setImporting(false)} />}
+      </Suspense>
     </Page>
   )
 }
@@ -284,21 +290,23 @@ function Rows({ rows, known, admin }: { rows: AllocationRow[]; known: Known; adm
           </nav>
         )}
       </div>
-      {opened?.what === 'caps' && <CapsDialog row={opened.row} onClose={close} />}
-      {opened?.what === 'edit' && <AllocationDialog row={opened.row} onClose={close} />}
-      {opened?.what === 'status' && (
-        <StatusDialog row={opened.row} status={opened.status} onClose={close} />
-      )}
-      {opened?.what === 'bulk' && (
-        <BulkDialog
-          rows={opened.rows}
-          onClose={close}
-          onDone={() => {
-            setChosen(new Set())
-            close()
-          }}
-        />
-      )}
+      <Suspense>
+        {opened?.what === 'caps' && <CapsDialog row={opened.row} onClose={close} />}
+        {opened?.what === 'edit' && <AllocationDialog row={opened.row} onClose={close} />}
+        {opened?.what === 'status' && (
+          <StatusDialog row={opened.row} status={opened.status} onClose={close} />
+        )}
+        {opened?.what === 'bulk' && (
+          <BulkDialog
+            rows={opened.rows}
+            onClose={close}
+            onDone={() => {
+              setChosen(new Set())
+              close()
+            }}
+          />
+        )}
+      </Suspense>
     </>
   )
 }
