@@ -41,6 +41,8 @@ function Attention({ now }: { now: Overview }) {
   const { t } = useWords()
   const { ledger } = now
   const wanted: { key: string; tone: Tone; icon: IconName; text: string; to: string; search?: Record<string, string> }[] = []
+  if (now.providers.length === 0)
+    wanted.push({ key: 'setup', tone: 'warn', icon: 'wand', text: t('wizard.start'), to: '/admin/setup' })
   if (now.open_requests > 0)
     wanted.push({ key: 'requests', tone: 'warn', icon: 'inbox', text: t('adminOverview.requests', { count: now.open_requests }), to: '/admin/requests' })
   if (now.exhausted_allocations > 0)
