@@ -144,8 +144,14 @@ test-core: setup-dev
 # The order is the order of cost: what fails soonest comes first.
 .PHONY: test
 test: lint test-core test-dashboard dashboard ## Every check, then every test (ARGS='-k reap' picks tests)
-	$(say) 'pytest: every test, $(JOBS) at a time'
-	@$(RUN) pytest --numprocesses=$(JOBS) --dist=worksteal $(ARGS)
+	$(say) 'pytest: $(if $(ARGS),$(ARGS),every test but those just run and those in a browser), $(JOBS) at a time'
+	@$(PYTEST) $(if $(ARGS),$(ARGS),--ignore=tests/browser --ignore=tests/core)
+	$(if $(ARGS),,$(say) 'pytest: in a browser')
+	$(if $(ARGS),,@$(PYTEST) tests/browser)
+
+# A browser's driver keeps an event loop running in its process, in which no other can be run: so
+# what is tested in a browser is tested in processes of its own.
+PYTEST = $(RUN) pytest --numprocesses=$(JOBS) --dist=worksteal
 
 .PHONY: screenshots
 screenshots: setup-dev dashboard ## Pictures of every page, in screenshots/
