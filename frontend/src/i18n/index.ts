@@ -1,5 +1,6 @@
 /**
- * Words: which language is spoken, and all of its words, loaded as one file.
+ * Words: which language is spoken, and its words: a file for everybody, and one for the pages of
+ * administration, which is loaded with the first of them.
  *
  * Keys are the same in every language (a test proves it). The reader's choice is kept in the
  * browser; without one, the browser's own languages decide.
@@ -11,10 +12,18 @@ export const LANGUAGES = { en: 'English', 'zh-TW': '繁體中文' } as const
 export type Language = keyof typeof LANGUAGES
 
 const CHOICE = 'spendgate.language'
-const FILES: Record<Language, () => Promise<{ default: object }>> = {
+type Files = Record<Language, () => Promise<{ default: object }>>
+const FILES: Files = {
   en: () => import('./en.json'),
   'zh-TW': () => import('./zh-TW.json'),
 }
+const ADMIN_FILES: Files = {
+  en: () => import('./en.admin.json'),
+  'zh-TW': () => import('./zh-TW.admin.json'),
+}
+
+const spoken = new Set<() => Promise<{ default: object }>>()
+let administers = false
 
 function preferred(): Language {
   const chosen = localStorage.getItem(CHOICE)
@@ -27,8 +36,11 @@ function preferred(): Language {
 }
 
 async function load(language: Language): Promise<void> {
-  if (!i18next.hasResourceBundle(language, 'translation')) {
-    i18next.addResourceBundle(language, 'translation', (await FILES[language]()).default)
+  for (const files of administers ? [FILES, ADMIN_FILES] : [FILES]) {
+    const file = files[language]
+    if (spoken.has(file)) continue
+    i18next.addResourceBundle(language, 'translation', (await file()).default, true)
+    spoken.add(file)
   }
   document.documentElement.lang = language === 'zh-TW' ? 'zh-Hant-TW' : language
 }
@@ -43,6 +55,12 @@ export async function startWords(): Promise<void> {
     returnNull: false,
   })
   await load(language)
+}
+
+/** Load the words of administration, in this language and in every other one from now on. */
+export async function startAdminWords(): Promise<void> {
+  administers = true
+  await load(i18next.language as Language)
 }
 
 export async function speak(language: Language): Promise<void> {

@@ -3,8 +3,13 @@ import { join } from 'node:path'
 
 import { expect, test } from 'vitest'
 
-import en from './en.json'
-import zh from './zh-TW.json'
+import enAdmin from './en.admin.json'
+import enOwn from './en.json'
+import zhAdmin from './zh-TW.admin.json'
+import zhOwn from './zh-TW.json'
+
+const en = { ...enOwn, ...enAdmin }
+const zh = { ...zhOwn, ...zhAdmin }
 
 type Tree = { [key: string]: string | Tree }
 
@@ -26,6 +31,11 @@ const slots = (text: string) => new Set(text.match(/\{\{\s*\w+/g) ?? [])
 
 test('both languages have every key', () => {
   expect([...names(LANGUAGES['zh-TW'])].sort()).toEqual([...names(LANGUAGES.en)].sort())
+})
+
+test('a word is in the same file of every language', () => {
+  expect(Object.keys(zhAdmin)).toEqual(Object.keys(enAdmin))
+  expect(Object.keys(zhOwn)).toEqual(Object.keys(enOwn))
 })
 
 test('nothing is left empty', () => {

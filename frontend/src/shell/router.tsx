@@ -7,7 +7,8 @@ import {
   lazyRouteComponent,
 } from '@tanstack/react-router'
 
-import { PAGES, home } from '@/pages'
+import { startAdminWords } from '@/i18n'
+import { PAGES, type PageEntry, home } from '@/pages'
 import { Problem } from '@/ui/page'
 
 import { Frame } from './frame'
@@ -24,11 +25,21 @@ function Home() {
   return <Navigate to={home(useSession().member.role)} replace />
 }
 
+/** Load a page with the words that it is written in. */
+async function withWords({ section, load }: PageEntry) {
+  const [page] = await Promise.all([load(), section === 'admin' && startAdminWords()])
+  return page
+}
+
 export const router = createRouter({
   routeTree: root.addChildren([
     createRoute({ getParentRoute: () => root, path: '/', component: Home }),
-    ...PAGES.map(({ path, load }) =>
-      createRoute({ getParentRoute: () => root, path, component: lazyRouteComponent(load) }),
+    ...PAGES.map((page) =>
+      createRoute({
+        getParentRoute: () => root,
+        path: page.path,
+        component: lazyRouteComponent(() => withWords(page)),
+      }),
     ),
   ]),
   defaultPreload: 'intent',
