@@ -64,7 +64,7 @@ def _first_run(bare: House, here: Window) -> None:
     page = admin(bare, here, "/admin/models")
     page.get_by_role("link", name="Start the guided setup").click()
 
-    page.get_by_label("Name").fill("My provider")
+    page.get_by_label("Name", exact=True).fill("My provider")
     page.get_by_label("Kind").select_option("compatible")
     page.get_by_label("Base URL").fill(bare.sim.openai_url)
     page.get_by_label("API key").fill(PROVIDER_KEY)
@@ -84,7 +84,7 @@ def _first_run(bare: House, here: Window) -> None:
     page.get_by_label("Display name").fill("First Member")
     page.get_by_role("button", name="Add member").click()
 
-    expect(page.get_by_label("Name")).to_have_value("First Member")
+    expect(page.get_by_label("Name", exact=True)).to_have_value("First Member")
     page.get_by_label("USD per month").fill("2.50")
     page.get_by_role("button", name="Add allocation").click()
 
@@ -112,7 +112,7 @@ def test_a_provider_is_stored_as_filled_in_tested_and_its_credential_is_never_sh
     page = admin(house, window(), "/admin/models")
     name = f"Provider {secrets.token_hex(4)}"
     page.get_by_role("button", name="Add provider").click()
-    page.get_by_label("Name").fill(name)
+    page.get_by_label("Name", exact=True).fill(name)
     page.get_by_label("Kind").select_option("mistral")
     expect(page.get_by_label("Base URL")).to_have_value("https://api.mistral.ai")
     page.get_by_label("Base URL").fill("nowhere")
@@ -127,7 +127,7 @@ def test_a_provider_is_stored_as_filled_in_tested_and_its_credential_is_never_sh
     expect(page.get_by_text("This does not work yet")).to_be_visible()
 
     page.get_by_role("button", name=f"Edit {name}").click()
-    expect(page.get_by_label("Name")).to_have_value(name)
+    expect(page.get_by_label("Name", exact=True)).to_have_value(name)
     expect(page.get_by_label("Kind")).to_have_value("mistral")
     expect(page.get_by_label("Base URL")).to_have_value(house.sim.base_url)
     expect(page.get_by_label("API key", exact=True)).to_have_value("")
@@ -403,7 +403,7 @@ def test_a_destination_is_stored_as_filled_in_tested_and_its_secret_shown_once(
     name = f"Hook {secrets.token_hex(4)}"
     page.get_by_role("button", name="Add destination").click()
     form = dialog(page)
-    form.get_by_label("Name").fill(name)
+    form.get_by_label("Name", exact=True).fill(name)
     form.get_by_label("URL").fill("https://hooks.example.invalid/alerts")
     form.get_by_label("Allocation used up").check()
     form.get_by_label("Unpriced model called").check()
@@ -433,7 +433,7 @@ def test_a_destination_is_stored_as_filled_in_tested_and_its_secret_shown_once(
 
     page.get_by_role("button", name=f"More for {name}").click()
     page.get_by_role("menuitem", name="Edit").click()
-    expect(form.get_by_label("Name")).to_have_value(name)
+    expect(form.get_by_label("Name", exact=True)).to_have_value(name)
     expect(form.get_by_label("URL")).to_have_value("https://hooks.example.invalid/alerts")
     expect(form.get_by_label("Unpriced model called")).to_be_checked()
     expect(form.get_by_label("Somebody asks for more")).not_to_be_checked()
