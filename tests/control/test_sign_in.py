@@ -362,8 +362,9 @@ async def test_what_a_session_opens_is_what_the_role_opens(town: Town) -> None:
 async def test_every_route_lets_in_whom_the_role_lets_in(town: Town) -> None:
     people = {role: await town.inside(role) for role in ("admin", "auditor", "member")}
     people["nobody"] = Somebody({}, town.browser())
-    # What ends one's own session would end the walk.
-    asked = [(method, path) for method, path in routes(town.plane) if path != "/auth/logout"]
+    # What ends one's own session would end the walk, and what never ends has tests of its own.
+    left_out = ("/auth/logout", "/events")
+    asked = [(method, path) for method, path in routes(town.plane) if path not in left_out]
     assert len(asked) > 40
     for method, path in asked:
         for role, somebody in people.items():

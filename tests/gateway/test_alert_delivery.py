@@ -782,4 +782,5 @@ def test_a_key_tells_its_webhook_once_that_its_threshold_is_crossed(
     served(tenant.chat(max_tokens=10))
     nothing_more(receiver, 1)
     shown = tenant.get("/v1/key").json()
-    assert (shown["alert_threshold"], shown["alert_webhook"]) == (30, receiver.url)
+    # Its path may be a secret, which is the admins'.
+    assert (shown["alert_threshold"], shown["alert_webhook"]) == (30, f"http://{INSIDE}/…")
