@@ -36,6 +36,7 @@ from app.control.limits import (
     LimitName,
     read_budget,
     read_limits,
+    read_quotas,
     set_limits,
     shown,
 )
@@ -573,7 +574,7 @@ async def add_allocation(
     member_id = str(data.member_id)
     models = wire.distinct("models", data.models)
     name = ", ".join(models)[:200] if data.name is None else wire.text("name", data.name)
-    caps = _caps(data)
+    caps = read_quotas(data.quota_tokens_per_month, data.quota_cost_usd_per_month)
     pool_id = None if data.pool_id is None else str(data.pool_id)
     timezone = wire.timezone("billing_timezone", data.billing_timezone)
     floor_tokens = wire.whole("floor_tokens", data.floor_tokens, 0, AMOUNT_TOKENS_MAX)
@@ -603,7 +604,7 @@ async def add_allocation(
         await change.record(
             "allocation_created", "allocation", id, after=configured(added), reason=reason
         )
-        await _set_caps(change, added, caps, reason)
+        await set_caps(change, [(added, caps)], reason)
         return await _again(change, catalogue.allocations, id)
 
     return (await _allocations(desk, [await desk.write(work)]))[0]
@@ -683,7 +684,8 @@ def read_edit(data: AllocationPatch) -> Edit:
     models: list[str] | None = None
     if data.models is not UNSET:
         values["models"] = models = wire.distinct("models", data.models)
-    return Edit(values, models, pool_id, _caps(data))
+    caps = read_quotas(data.quota_tokens_per_month, data.quota_cost_usd_per_month)
+    return Edit(values, models, pool_id, caps)
 
 
 async def edit_allocation(
@@ -701,21 +703,11 @@ async def edit_allocation(
     )
     if record.billing_timezone != former.billing_timezone:
         await _go_over(change, former, record)
-    await _set_caps(change, record, edit.caps, reason)
+    await set_caps(change, [(record, edit.caps)], reason)
     return await _again(change, catalogue.allocations, allocation_id)
 
 
-def _caps(data: AllocationInput | AllocationPatch) -> dict[Meter, int | None]:
-    """Check the caps that are named, and turn them into the units of their meters."""
-    caps: dict[Meter, int | None] = {}
-    if data.quota_tokens_per_month is not UNSET:
-        caps["tokens"] = wire.cap_tokens("quota_tokens_per_month", data.quota_tokens_per_month)
-    if data.quota_cost_usd_per_month is not UNSET:
-        caps["usd"] = wire.cap_nano("quota_cost_usd_per_month", data.quota_cost_usd_per_month)
-    return caps
-
-
-CAP_EVENT: Final[dict[Meter, str]] = {
+_CAP_EVENT: Final[dict[Meter, str]] = {
     "tokens": "allocation_token_quota_updated",
     "usd": "allocation_cost_quota_updated",
 }
@@ -745,25 +737,29 @@ async def _go_over(change: Change, former: AllocationRecord, record: AllocationR
     await catalogue.set_limits(change.connection, caps, change.at, charged=[month])
 
 
-async def _set_caps(
+async def set_caps(
     change: Change,
-    record: AllocationRecord,
-    caps: Mapping[Meter, int | None],
+    wanted: Iterable[tuple[AllocationRecord, Mapping[Meter, int | None]]],
     reason: str | None,
 ) -> None:
-    account = month_account(change.desk, record, change.at)
-    changed = {meter: amount for meter, amount in caps.items() if amount != record.cap(meter)}
-    amounts = {(account, meter): amount for meter, amount in changed.items()}
-    await catalogue.set_limits(change.connection, amounts, change.at, charged=[account])
-    for meter, amount in changed.items():
-        await change.record(
-            CAP_EVENT[meter],
-            "allocation",
-            record.id,
-            before=shown(meter, record.cap(meter)),
-            after=shown(meter, amount),
-            reason=reason,
-        )
+    """Set those caps of allocations that differ from what they are."""
+    amounts: dict[tuple[AccountKey, Meter], int | None] = {}
+    for record, caps in wanted:
+        for meter, amount in caps.items():
+            if amount == record.cap(meter):
+                continue
+            amounts[month_account(change.desk, record, change.at), meter] = amount
+            await change.record(
+                _CAP_EVENT[meter],
+                "allocation",
+                record.id,
+                before=shown(meter, record.cap(meter)),
+                after=shown(meter, amount),
+                reason=reason,
+            )
+    # Last of all: calls of these allocations wait from here on until it is committed.
+    accounts = {account for account, _ in amounts}
+    await catalogue.set_limits(change.connection, amounts, change.at, charged=accounts)
 
 
 async def _known_models(change: Change, models: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ Invariants:
 
 import csv
 import io
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final, cast
 from uuid import UUID
@@ -25,23 +25,22 @@ from litestar.response import Stream
 
 from app.control import wire
 from app.control.admin import (
-    CAP_EVENT,
     AllocationPatch,
     configured,
     edit_allocation,
-    month_account,
     read_edit,
+    set_caps,
 )
 from app.control.desk import Change, Desk
 from app.control.download import csv_file
 from app.control.errors import FieldError, Refused, documented, invalid
-from app.control.limits import shown
 from app.control.reports import Since, Until
 from app.control.wire import Input, Sheet
 from app.core.access import AllocationStatus
-from app.core.ledger import AccountKey, Meter
+from app.core.ledger import Meter
 from app.ids import uuid7
 from app.store import bulk, catalogue, journal, overview, usage
+from app.store.catalogue import AllocationRecord
 from app.store.usage import State
 
 IDS_MAX: Final = 200
@@ -158,24 +157,27 @@ async def change_allocations(
     edit, reason = read_edit(data.changes), wire.reason(data.reason)
     if not edit.values and not edit.caps:
         raise invalid("changes", "must name something to change")
+    if "billing_timezone" in edit.values:
+        raise invalid(
+            "changes.billing_timezone", "takes what was used along: change it one at a time"
+        )
+    but_caps = msgspec.structs.replace(edit, caps={})
 
     async def work(change: Change) -> BulkDocument:
-        found = await catalogue.allocations.find_all(change.connection, ids)
-        if edit.caps or "billing_timezone" in edit.values:
-            # At once, so that nobody waits for one of them who holds another.
-            accounts = {month_account(desk, record, change.at) for record in found}
-            await catalogue.lock_accounts(change.connection, accounts)
         before = await _states(change, ids)
         rows: list[BulkRow] = []
+        edited: list[AllocationRecord] = []
         for n, id in enumerate(ids):
             try:
-                record = await edit_allocation(change, id, edit, reason)
+                record = await edit_allocation(change, id, but_caps, reason)
             except Refused as error:
                 rows.append(_bad(n, error, id=id, state_before=before.get(id)))
             else:
+                edited.append(record)
                 rows.append(
                     BulkRow(row=n, ok=True, id=id, name=record.name, state_before=before[id])
                 )
+        await set_caps(change, [(record, edit.caps) for record in edited], reason)
         after = await _states(change, ids)
         rows = [
             msgspec.structs.replace(row, state_after=after[row.id or ""]) if row.ok else row
@@ -203,7 +205,7 @@ class _Line(msgspec.Struct, frozen=True):
     email: str
     name: str
     models: list[str]
-    caps: dict[Meter, int]
+    caps: dict[Meter, int | None]
     pool: str
 
 
@@ -287,7 +289,7 @@ def _read(sheet: str) -> tuple[list[_Line], list[BulkRow]]:
 def _line(row: int, cells: dict[str, str]) -> _Line:
     models = wire.distinct("models", cells["models"].replace(";", " ").split())
     name = cells.get("name") or ", ".join(models)[:200]
-    caps: dict[Meter, int] = {}
+    caps: dict[Meter, int | None] = {}
     usd, tokens = cells.get("quota_cost_usd_per_month"), cells.get("quota_tokens_per_month")
     if usd:
         nano = wire.cap_nano("quota_cost_usd_per_month", _number("quota_cost_usd_per_month", usd))
@@ -368,7 +370,7 @@ async def _add(
     change: Change, fit: Iterable[tuple[_Line, str, str | None]], reason: str | None
 ) -> list[BulkRow]:
     rows: list[BulkRow] = []
-    caps: dict[str, dict[Meter, int]] = {}
+    caps: dict[str, Mapping[Meter, int | None]] = {}
     for line, member_id, pool_id in fit:
         id = uuid7()
         await catalogue.allocations.add(
@@ -381,12 +383,8 @@ async def _add(
         )
         caps[id] = line.caps
         rows.append(BulkRow(row=line.row, ok=True, id=id, name=line.name))
-    amounts: dict[Meter, dict[AccountKey, int]] = {"tokens": {}, "usd": {}}
     added = await catalogue.allocations.find_all(change.connection, list(caps))
     for record in added:
-        account = month_account(change.desk, record, change.at)
-        for meter, amount in caps[record.id].items():
-            amounts[meter][account] = amount
         await change.record(
             "allocation_created",
             "allocation",
@@ -394,17 +392,7 @@ async def _add(
             after=configured(record),
             reason=reason,
         )
-        for meter, amount in caps[record.id].items():
-            await change.record(
-                CAP_EVENT[meter],
-                "allocation",
-                record.id,
-                after=shown(meter, amount),
-                reason=reason,
-            )
-    for meter, of in amounts.items():
-        if of:
-            await catalogue.set_caps(change.connection, meter, of, change.at)
+    await set_caps(change, [(record, caps[record.id]) for record in added], reason)
     return rows
 
 

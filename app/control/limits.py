@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Final
 
+from msgspec import UNSET, UnsetType
+
 from app.control import wire
 from app.control.desk import Change
 from app.control.errors import invalid
@@ -25,6 +27,11 @@ LIMITS_MAX: Final = 20
 """Limits of one owner: each is an account that every call of it is charged to."""
 
 LimitName = tuple[Meter, Window]
+QUOTA: Final[dict[Meter, str]] = {
+    "tokens": "quota_tokens_per_month",
+    "usd": "quota_cost_usd_per_month",
+}
+"""The fields that are short for the limits of a month."""
 BUDGET: Final[LimitName] = ("tokens", LIFETIME)
 
 
@@ -73,6 +80,18 @@ def read_amount(field: str, meter: Meter, amount: Decimal) -> int:
     if amount != amount.to_integral_value():
         raise invalid(field, "must be a whole number of tokens")
     return int(amount)
+
+
+def read_quotas(
+    tokens: int | UnsetType | None, usd: Decimal | UnsetType | None
+) -> dict[Meter, int | None]:
+    """Check the monthly quotas that are named, and turn them into tokens and nano-USD."""
+    quotas: dict[Meter, int | None] = {}
+    if tokens is not UNSET:
+        quotas["tokens"] = wire.cap_tokens(QUOTA["tokens"], tokens)
+    if usd is not UNSET:
+        quotas["usd"] = wire.cap_nano(QUOTA["usd"], usd)
+    return quotas
 
 
 def read_budget(value: int | None, limits: Mapping[LimitName, int | None]) -> int | None:

@@ -24,7 +24,14 @@ from msgspec import UNSET, UnsetType
 from app.control import records, wire
 from app.control.desk import Change, Desk
 from app.control.errors import Refused, documented, invalid, taken, unknown
-from app.control.limits import LimitInput, LimitName, read_limits, set_limits
+from app.control.limits import (
+    QUOTA,
+    LimitInput,
+    LimitName,
+    read_limits,
+    read_quotas,
+    set_limits,
+)
 from app.control.wire import Input, Page
 from app.core.ledger import Account, AccountKey, Meter, account_key
 from app.core.money import nano_to_usd
@@ -98,7 +105,8 @@ async def add_pool(data: JSONBody[PoolInput], desk: NamedDependency[Desk]) -> Po
     parent_id = None if data.parent_id is None else str(data.parent_id)
     limits = read_limits(data.limits, "pool")
     wanted: dict[LimitName, int | None] = {**limits}
-    for meter, quota in _quotas(data).items():
+    quotas = read_quotas(data.quota_tokens_per_month, data.quota_cost_usd_per_month)
+    for meter, quota in quotas.items():
         if quota is not None:
             _agrees(meter, quota, limits)
             wanted[meter, MONTH] = quota
@@ -157,7 +165,7 @@ async def change_pool(
     if data.parent_id is not UNSET:
         values["parent_id"] = parent_id = None if data.parent_id is None else str(data.parent_id)
     asked = None if data.limits is UNSET else read_limits(data.limits, "pool")
-    quotas = _quotas(data)
+    quotas = read_quotas(data.quota_tokens_per_month, data.quota_cost_usd_per_month)
     for meter, quota in quotas.items():
         _agrees(meter, quota, asked or {})
     reason = wire.reason(data.reason)
@@ -276,25 +284,9 @@ def _rebalance(record: RebalanceRecord) -> RebalanceDocument:
 # What they do alike
 
 
-def _quotas(data: PoolInput | PoolPatch) -> dict[Meter, int | None]:
-    """Check the quotas that are named, and turn them into the units of their meters."""
-    quotas: dict[Meter, int | None] = {}
-    if data.quota_tokens_per_month is not UNSET:
-        quotas["tokens"] = wire.cap_tokens("quota_tokens_per_month", data.quota_tokens_per_month)
-    if data.quota_cost_usd_per_month is not UNSET:
-        quotas["usd"] = wire.cap_nano("quota_cost_usd_per_month", data.quota_cost_usd_per_month)
-    return quotas
-
-
-_QUOTA: Final[dict[Meter, str]] = {
-    "tokens": "quota_tokens_per_month",
-    "usd": "quota_cost_usd_per_month",
-}
-
-
 def _agrees(meter: Meter, quota: int | None, limits: Mapping[LimitName, int]) -> None:
     if limits.get((meter, MONTH), quota) != quota:
-        raise invalid(_QUOTA[meter], f"is not what `limits` says of the month's {meter}")
+        raise invalid(QUOTA[meter], f"is not what `limits` says of the month's {meter}")
 
 
 async def _free_name(change: Change, name: str, pool_id: str | None) -> None:

@@ -28,6 +28,7 @@ from sqlalchemy import (
     insert,
     literal,
     select,
+    tuple_,
     union_all,
     update,
 )
@@ -51,6 +52,7 @@ from app.store.database import Connection
 from app.store.directory import rates_json
 
 Record = TypeVar("Record", bound=msgspec.Struct)
+T = TypeVar("T")
 
 
 class ProviderRecord(msgspec.Struct, frozen=True):
@@ -479,68 +481,44 @@ async def set_limits(
     connection: Connection,
     amounts: Mapping[tuple[AccountKey, Meter], int | None],
     at: datetime,
-    charged: Sequence[AccountKey] = (),
+    charged: Some[AccountKey] = (),
 ) -> None:
-    """Limit one owner in the windows of its accounts, from now on; None: no longer.
+    """Limit owners in the windows of accounts, from now on; None: no longer.
 
-    Each starts from what was used in the period so far. `charged` are the accounts that every call
-    of the owner is charged to already: while they are locked, no call of it can begin. All accounts
-    are locked at once, in the order in which everyone locks them.
+    Each starts from what was used in the period so far. `charged` are accounts that calls of their
+    owners are charged to already: while they are locked, none of those can begin. What is not among
+    them is of one owner, and is opened. All accounts are locked at once, in the order in which
+    everyone locks them, and for a few statements: however many there are, calls wait meanwhile.
     """
     limits = schema.limits
     set_ = {name: amount for name, amount in amounts.items() if amount is not None}
-    for account, meter in amounts.keys() - set_.keys():
-        lifted = update(limits).where(*_of_window(account), limits.c.meter == meter)
-        await connection.execute(lifted.values(amount=None))
+    lifted = [
+        (account.owner_id, meter, account.window) for account, meter in amounts.keys() - set_.keys()
+    ]
+    if lifted:
+        name = tuple_(limits.c.owner_id, limits.c.meter, limits.c.window_kind)
+        await connection.execute(update(limits).where(name.in_(lifted)).values(amount=None))
     if not set_:
         return
     known = await _keep(connection, {account for account, _ in set_}, at, charged)
-    for (account, meter), amount in set_.items():
-        values = {
-            "amount": amount,
-            "baseline": known[account.id].used(meter) + known[account.id].held(meter),
-            "baseline_account": account.id,
-            "set_at": at,
-        }
-        await _put_limit(connection, account, meter, values)
-
-
-async def set_caps(
-    connection: Connection, meter: Meter, amounts: Mapping[AccountKey, int], at: datetime
-) -> None:
-    """Limit many owners at once, each in the window of an account that its calls are charged to.
-
-    However many there are, they are locked for three statements: calls wait meanwhile.
-    """
-    limits = schema.limits
-    for some in _some(sorted(amounts, key=lambda key: key.id)):
-        locked = await lock_accounts(connection, some)
-        rows = [
-            {
-                "owner_id": key.owner_id,
-                "meter": meter,
-                "window_kind": key.window,
-                "owner": key.owner,
-                "amount": amounts[key],
-                "baseline": locked[key.id].used(meter) + locked[key.id].held(meter),
-                "baseline_account": key.id,
+    await _put_limits(
+        connection,
+        [
+            _limit_row(account, meter)
+            | {
+                "amount": amount,
+                "baseline": known[account.id].used(meter) + known[account.id].held(meter),
+                "baseline_account": account.id,
                 "set_at": at,
             }
-            for key in some
-        ]
-        statement = upsert(limits).values(rows)
-        changed = ("amount", "baseline", "baseline_account", "set_at")
-        await connection.execute(
-            statement.on_conflict_do_update(
-                index_elements=["owner_id", "meter", "window_kind"],
-                set_={name: statement.excluded[name] for name in changed},
-            )
-        )
+            for (account, meter), amount in set_.items()
+        ],
+    )
 
 
-def _some(keys: Sequence[AccountKey], most: int = 1000) -> list[Sequence[AccountKey]]:
+def _some(rows: Sequence[T], most: int = 1000) -> list[Sequence[T]]:
     """Return them in parts that fit into a statement."""
-    return [keys[n : n + most] for n in range(0, len(keys), most)]
+    return [rows[n : n + most] for n in range(0, len(rows), most)]
 
 
 async def watch(
@@ -553,7 +531,7 @@ async def watch(
     """Keep the total of an owner in the window of an account, limited or not, from now on."""
     if account.window not in await kept_windows(connection, account.owner_id):
         await _keep(connection, {account}, at, charged)
-    await _put_limit(connection, account, meter, {"watched": True})
+    await _put_limits(connection, [_limit_row(account, meter) | {"watched": True}])
 
 
 async def unwatch(connection: Connection, owner_id: str, meter: Meter, window: Window) -> None:
@@ -586,25 +564,22 @@ async def lock_account(connection: Connection, account: AccountKey) -> None:
     await lock_accounts(connection, {account})
 
 
-def _of_window(account: AccountKey) -> tuple[ColumnElement[bool], ...]:
-    limits = schema.limits
-    return (limits.c.owner_id == account.owner_id, limits.c.window_kind == account.window)
-
-
-async def _put_limit(
-    connection: Connection, account: AccountKey, meter: Meter, values: Mapping[str, object]
-) -> None:
-    row = {
+def _limit_row(account: AccountKey, meter: Meter) -> dict[str, object]:
+    return {
         "owner_id": account.owner_id,
         "meter": meter,
         "window_kind": account.window,
         "owner": account.owner,
     }
-    await connection.execute(
-        upsert(schema.limits)
-        .values(**row, **values)
-        .on_conflict_do_update(index_elements=["owner_id", "meter", "window_kind"], set_=values)
-    )
+
+
+async def _put_limits(connection: Connection, rows: Sequence[dict[str, object]]) -> None:
+    """Add limits, or change what the rows say beside whose limit it is."""
+    key = ("owner_id", "meter", "window_kind")
+    for some in _some(rows):
+        put = upsert(schema.limits).values(some)
+        changed = {name: put.excluded[name] for name in some[0] if name not in (*key, "owner")}
+        await connection.execute(put.on_conflict_do_update(index_elements=key, set_=changed))
 
 
 async def kept_windows(connection: Connection, owner_id: str) -> set[Window]:
@@ -617,14 +592,17 @@ async def kept_windows(connection: Connection, owner_id: str) -> set[Window]:
 
 
 async def _keep(
-    connection: Connection, keys: Some[AccountKey], at: datetime, charged: Sequence[AccountKey]
+    connection: Connection, keys: Some[AccountKey], at: datetime, charged: Some[AccountKey]
 ) -> dict[str, RollingAccount]:
-    """Lock accounts that their owner's calls are charged to from now on, up to date."""
-    [owner_id] = {key.owner_id for key in keys}
-    # Calls are charged to an account already, if another limit needs it.
-    kept = await kept_windows(connection, owner_id)
-    fresh = [key for key in keys if key not in charged and key.window not in kept]
-    locked = await lock_accounts(connection, {*keys, *charged})
+    """Lock accounts that their owners' calls are charged to from now on, up to date."""
+    already = set(charged)
+    fresh = [key for key in keys if key not in already]
+    if fresh:
+        [owner_id] = {key.owner_id for key in fresh}
+        # Calls are charged to an account already, if another limit needs it.
+        kept = await kept_windows(connection, owner_id)
+        fresh = [key for key in fresh if key.window not in kept]
+    locked = await lock_accounts(connection, {*keys, *already})
     return locked | await _open(connection, fresh, locked, at)
 
 
@@ -633,31 +611,35 @@ async def lock_accounts(
 ) -> dict[str, RollingAccount]:
     """Lock accounts, in the order in which everyone locks them; make those that are missing."""
     accounts = schema.accounts
-    # A period's first call may come at the same moment: a row that is missing locks nothing.
-    await connection.execute(
-        upsert(accounts)
-        .values(
-            [
-                {
-                    "id": key.id,
-                    "owner": key.owner,
-                    "owner_id": key.owner_id,
-                    "window_kind": key.window,
-                    "period_start": key.start,
-                    "period_end": key.end,
-                }
-                for key in sorted(needed, key=lambda key: key.id)
-            ]
+    found: dict[str, RollingAccount] = {}
+    for some in _some(sorted(needed, key=lambda key: key.id)):
+        # A period's first call may come at the same moment: a row that is missing locks nothing.
+        await connection.execute(
+            upsert(accounts)
+            .values(
+                [
+                    {
+                        "id": key.id,
+                        "owner": key.owner,
+                        "owner_id": key.owner_id,
+                        "window_kind": key.window,
+                        "period_start": key.start,
+                        "period_end": key.end,
+                    }
+                    for key in some
+                ]
+            )
+            .on_conflict_do_nothing()
         )
-        .on_conflict_do_nothing()
-    )
-    locked = (
-        select(*_columns(accounts, *RollingAccount.__struct_fields__))
-        .where(accounts.c.id.in_([key.id for key in needed]))
-        .order_by(accounts.c.id)
-        .with_for_update()
-    )
-    return {row.id: RollingAccount(**row._mapping) for row in await connection.execute(locked)}
+        locked = (
+            select(*_columns(accounts, *RollingAccount.__struct_fields__))
+            .where(accounts.c.id.in_([key.id for key in some]))
+            .order_by(accounts.c.id)
+            .with_for_update()
+        )
+        rows = await connection.execute(locked)
+        found |= {row.id: RollingAccount(**row._mapping) for row in rows}
+    return found
 
 
 async def _open(

@@ -23,6 +23,7 @@ from psycopg.rows import class_row, dict_row
 from psycopg_pool import AsyncConnectionPool
 
 from app.core.access import Allocation, Key, Member, Model, Provider
+from app.core.pools import pools_above
 from app.core.pricing import Price, Rate, make_price
 from app.core.windows import Window, window_order
 from app.store.database import hung_up_after
@@ -110,12 +111,7 @@ class Directory:
             return ()
         known = self._above.get(nearest)
         if known is None:
-            above: list[str] = []
-            pool: str | None = nearest
-            while pool is not None and pool not in above:
-                above.append(pool)
-                pool = self.pools.get(pool)
-            known = self._above[nearest] = tuple(above)
+            known = self._above[nearest] = tuple(pools_above(nearest, self.pools))
         return known
 
     def service_of(self, model: str) -> str | None:

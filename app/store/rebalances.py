@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 from sqlalchemy import func, insert, select
 
-from app.core.ledger import account_key
+from app.core.ledger import AccountKey, Meter, account_key
 from app.core.money import BIGINT_MAX
 from app.core.rebalance import CannotRebalance, Share, is_due, rebalance
 from app.core.windows import Calendar
@@ -168,7 +168,10 @@ async def carry_out(
         reason=reason,
     )
     # Last of all: calls of these allocations wait from here on until it is committed.
-    await catalogue.set_caps(connection, "tokens", amounts, at)
+    caps: dict[tuple[AccountKey, Meter], int | None] = {
+        (account, "tokens"): amount for account, amount in amounts.items()
+    }
+    await catalogue.set_limits(connection, caps, at, charged=amounts.keys())
     return done
 
 
