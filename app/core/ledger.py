@@ -195,7 +195,7 @@ class Demand(msgspec.Struct, frozen=True):
         return int((left * self.denominator - self.cost) // each)
 
 
-class CallFacts(msgspec.Struct, frozen=True):
+class CallFacts(msgspec.Struct, frozen=True, gc=False):
     """What is known of a call when it is admitted; kept in its hold for a recovery."""
 
     id: str
@@ -210,7 +210,7 @@ class CallFacts(msgspec.Struct, frozen=True):
     account_ids: tuple[str, ...] = ()
 
 
-class Hold(msgspec.Struct, frozen=True):
+class Hold(msgspec.Struct, frozen=True, gc=False):
     """What is set aside for one call in flight; `nano` is None for an unpriced call."""
 
     call_id: str

@@ -161,13 +161,13 @@ class Call:
     provider: Provider | None
     request: Request
 
-    def __init__(self, endpoint: Endpoint, key: Key, digest: bytes, request_id: str) -> None:
+    def __init__(self, endpoint: Endpoint, key: Key, digest: bytes, request_id: str | None) -> None:
         self.endpoint = endpoint
         self.key = key
         self.digest = digest
-        self.request_id = request_id
         self.started_at = datetime.now(UTC)
         self.id = uuid7(self.started_at)
+        self.request_id = request_id or f"req_{self.id}"
         self.path: tuple[AccountKey, ...] = ()
         self.price: Price | None = None
         self.standing: Standing | None = None
@@ -236,15 +236,17 @@ class Exchange:
     async def handle(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one POST to an endpoint."""
         headers = dict(scope["headers"])
-        request_id = request_id_of(headers)
         call: Call | None = None
         try:
             digest = self.digest(headers)
             key = await self.key(digest)
             body = await read_body(headers, receive, self.settings.max_body_bytes)
-            call = Call(endpoint, key, digest, request_id)
-            call.request = await self._read(endpoint, headers, body)
-            call.chat = await self.chat(headers, key)
+            call = Call(endpoint, key, digest, given_request_id(headers))
+            call.request = self._read(endpoint, headers, body)
+            if endpoint.document is not None:
+                await endpoint.document(call.request)
+            if b"x-spendgate-chat" in headers:
+                call.chat = await self.chat(headers, key)
             idempotency_key = headers.get(b"idempotency-key")
             if idempotency_key is not None:
                 answer = await self._replay(call, idempotency_key, body)
@@ -255,11 +257,14 @@ class Exchange:
                 await self.admit(call)
                 await self._forward(call, receive, send)
             finally:
-                await self._free(call)
+                if call.answer_key is not None:
+                    await self._free(call)
         except Refused as refused:
+            request_id = request_id_of(headers) if call is None else call.request_id
             await send_problem(send, refused.problem, request_id, refused.call_id)
         except BadRequest as error:
             problem = bad_request(str(error), error.param or None)
+            request_id = request_id_of(headers) if call is None else call.request_id
             await send_problem(send, problem, request_id, None)
         except ClientGone:
             return
@@ -310,7 +315,7 @@ class Exchange:
             raise Refused(not_found("You have no chat with that id: make one at POST /v1/chats."))
         return root
 
-    async def _read(self, endpoint: Endpoint, headers: dict[bytes, bytes], body: bytes) -> Request:
+    def _read(self, endpoint: Endpoint, headers: dict[bytes, bytes], body: bytes) -> Request:
         content_type = headers.get(b"content-type", b"application/json").decode("latin-1")
         kind = content_type.partition(";")[0].strip().lower()
         expected = "application/json" if endpoint.reader == "json" else "multipart/form-data"
@@ -333,10 +338,7 @@ class Exchange:
                 )
             )
         read = read_json if endpoint.reader == "json" else read_form
-        request = read(body, content_type)
-        if endpoint.document is not None:
-            await endpoint.document(request)
-        return request
+        return read(body, content_type)
 
     async def _replay(self, call: Call, raw_key: bytes, body: bytes) -> Answer | None:
         """Return the booked answer of an Idempotency-Key, or claim the key for this call."""
@@ -773,7 +775,7 @@ class Exchange:
         if answer is not None and settled.booking in ("booked", "spooled"):
             # The answer is in the books with the call: nothing to release.
             call.answer_key = None
-        else:
+        elif call.answer_key is not None:
             # Before the last byte leaves: whoever has it may ask again at once.
             await self._free(call)
         metrics.ended(call.endpoint.name, outcome)
@@ -1122,12 +1124,17 @@ def bearer_of(headers: dict[bytes, bytes]) -> str | None:
     return bearer.strip() or None if scheme.lower() == "bearer" else None
 
 
-def request_id_of(headers: dict[bytes, bytes]) -> str:
-    """Return the client's request id if it can be recorded and echoed, else one of ours."""
+def given_request_id(headers: dict[bytes, bytes]) -> str | None:
+    """Return the client's request id if it can be recorded and echoed."""
     value = headers.get(b"x-request-id")
     if value is not None and 0 < len(value) <= REQUEST_ID_LENGTH_MAX and _printable(value):
         return value.decode("ascii")
-    return f"req_{uuid7()}"
+    return None
+
+
+def request_id_of(headers: dict[bytes, bytes]) -> str:
+    """Return the client's request id if it can be recorded and echoed, else one of ours."""
+    return given_request_id(headers) or f"req_{uuid7()}"
 
 
 def _whole_events(data: bytes) -> bytes:

@@ -22,7 +22,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, cast
 
@@ -232,31 +232,10 @@ _decode_rules = msgspec.json.Decoder(list[Rule] | None).decode
 _decode_keys = msgspec.json.Decoder(list[AccountKey] | None).decode
 
 
-class _HoldWire(msgspec.Struct):
-    call_id: str
-    account_ids: tuple[str, ...]
-    tokens: int
-    nano: int | None
-    facts: CallFacts | None = None
-    checkpoint: Actual | None = None
-    expired: bool = False
-
-    def hold(self) -> Hold:
-        return Hold(
-            self.call_id,
-            self.account_ids,
-            self.tokens,
-            self.nano,
-            self.facts,
-            self.checkpoint,
-            self.expired,
-        )
+_decode_holds = msgspec.json.Decoder(list[Hold] | None).decode
 
 
-_decode_holds = msgspec.json.Decoder(list[_HoldWire] | None).decode
-
-
-def _holds(read: PGresult, column: int) -> list[_HoldWire]:
+def _holds(read: PGresult, column: int) -> list[Hold]:
     return _decode_holds(read.get_value(0, column) or b"null") or []
 
 
@@ -337,7 +316,7 @@ class _Settle(_Op):
         super().__init__()
         self.settlement, self.accounts, self.answer = settlement, accounts, answer
 
-    def spent_among(self, call_ids: Sequence[str]) -> bool:
+    def spent_among(self, call_ids: Container[str]) -> bool:
         """Tell whether it is one of these calls, and may have used something."""
         actual = self.settlement.actual
         # Not so a refusal, which is most of what has no hold.
@@ -660,11 +639,11 @@ class Ledger:
         results: list[tuple[_Op, object]] = []
         told: list[Told] = []
 
-        def holds_in(read: PGresult) -> tuple[list[_HoldWire], list[_HoldWire]]:
+        def holds_in(read: PGresult) -> tuple[list[Hold], list[Hold]]:
             return _holds(read, 2), _holds(read, 3)
 
         def decide(
-            found: list[PGresult], wires: Iterable[_HoldWire], booked: Sequence[Booked]
+            found: list[PGresult], holds: Iterable[Hold], booked: Sequence[Booked]
         ) -> list[Command]:
             _, locked, read, *more = found
             usable: set[str] = set()
@@ -673,7 +652,7 @@ class Ledger:
             books = Books(
                 [_account(locked, row) for row in range(locked.ntuples)],
                 _decode_limits(read.get_value(0, 1) or b"null") or [],
-                [wire.hold() for wire in wires],
+                holds,
                 booked,
                 keys=keys,
                 rules=_decode_rules(read.get_value(0, 4) or b"null") or [],
@@ -688,13 +667,13 @@ class Ledger:
             told.extend(books.told)
             return self._writes(books, set(settled), used_keys, answers)
 
-        def doubtful(ended: Iterable[_HoldWire]) -> list[str]:
+        def doubtful(ended: Iterable[Hold]) -> list[str]:
             # Only then can the books already have a call: it has no hold (any more), or it comes
             # again.
-            known = {wire.call_id for wire in ended}
+            known = {hold.call_id for hold in ended}
             return [id for id in expected if id not in known] + careful
 
-        def wider(rows: Iterable[_HoldWire | Booked | CallFacts]) -> dict[str, tuple[str, ...]]:
+        def wider(rows: Iterable[Hold | Booked | CallFacts]) -> dict[str, tuple[str, ...]]:
             # Calls that count in an account which is not locked.
             return {
                 row.id if isinstance(row, CallFacts) else row.call_id: row.account_ids
@@ -726,7 +705,8 @@ class Ledger:
                 self._queue.extendleft(reversed(batch))
                 return
             alone = doubtful(ended)
-            late = [op for op in batch if isinstance(op, _Settle) and op.spent_among(alone)]
+            among = set(alone)
+            late = [op for op in batch if isinstance(op, _Settle) and op.spent_among(among)]
             rows, *since = await pipe.run(
                 [(BOOKED_SQL, [_array(alone)]), *map(_opened_since, late)]
             )
@@ -792,13 +772,15 @@ class Ledger:
     ) -> list[tuple[_Op, object]]:
         """Decide every operation: what frees room first, then what asks for it."""
         results: list[tuple[_Op, object]] = []
+        booked: list[tuple[_Settle, Booking]] = []
+        granted: list[tuple[_Reserve, Grant]] = []
         now = datetime.now(UTC)
         for op in batch:
             if isinstance(op, _Settle):
                 booking = books.settle(op.settlement)
                 if op.answer is not None and booking == "booked":
                     answers.append(_answer_row(op.settlement.facts, op.answer))
-                results.append((op, Settled(booking, _standing(books, op.accounts))))
+                booked.append((op, booking))
             elif isinstance(op, _Recover):
                 results.append((op, books.recover(op.call_id, now)))
         results.extend(
@@ -815,15 +797,18 @@ class Ledger:
             elif op.one_shot and op.facts.key_id not in usable:
                 result = Refusal(Reason.INVALID_KEY)
             else:
-                decided = books.reserve(op.facts, op.demand, op.checkpoint)
-                if isinstance(decided, Grant):
-                    result = Granted(decided, _standing(books, op.demand.accounts))
+                result = books.reserve(op.facts, op.demand, op.checkpoint)
+                if isinstance(result, Grant):
+                    granted.append((op, result))
                     if op.one_shot:
                         usable.discard(op.facts.key_id)
                         used_keys.append(op.facts.key_id)
-                else:
-                    result = decided
+                    continue
             results.append((op, result))
+        # How it stands when all is done: the same for all on one path.
+        standing = _Standings(books)
+        results.extend((op, Settled(one, standing.of(op.accounts))) for op, one in booked)
+        results.extend((op, Granted(one, standing.of(op.demand.accounts))) for op, one in granted)
         return results
 
     def _writes(
@@ -848,8 +833,8 @@ class Ledger:
             if news:
                 commands.append((WRITE_EVENTS, [encode([_event_row(one) for one in news])]))
         if books.new_holds:
-            rows = [_hold_row(hold) for hold in books.new_holds.values()]
-            commands.append((WRITE_HOLDS, [self._deadline, encode(rows)]))
+            added = encode(list(books.new_holds.values()))
+            commands.append((WRITE_HOLDS, [self._deadline, added]))
         if books.calls:
             commands.append((WRITE_CALLS, [encode([_call_row(row) for row in books.calls])]))
         if books.changed_holds:
@@ -1066,16 +1051,29 @@ def _booked(result: PGresult, row: int) -> Booked:
     )
 
 
-def _standing(books: Books, path: Sequence[AccountKey]) -> Standing:
-    """Return the least that is left on a path, by meter."""
-    left: dict[Meter, int] = {}
-    for key in path:
-        account = books.accounts[key.id]
-        for limit in books.limits.get(key.owner_id, ()):
-            if limit.window == key.window:
-                rest = max(0, limit.amount - account.used(limit.meter) - account.held(limit.meter))
-                left[limit.meter] = min(rest, left.get(limit.meter, rest))
-    return Standing(left.get("tokens"), left.get("usd"))
+class _Standings:
+    """How it stands on every path of a batch."""
+
+    def __init__(self, books: Books) -> None:
+        self._books = books
+        self._known: dict[tuple[str, ...], Standing] = {}
+
+    def of(self, path: Sequence[AccountKey]) -> Standing:
+        """Return the least that is left on a path, by meter."""
+        ids = tuple([key.id for key in path])
+        known = self._known.get(ids)
+        if known is not None:
+            return known
+        left: dict[Meter, int] = {}
+        for key in path:
+            account = self._books.accounts[key.id]
+            for limit in self._books.limits.get(key.owner_id, ()):
+                if limit.window == key.window:
+                    taken = account.used(limit.meter) + account.held(limit.meter)
+                    rest = max(0, limit.amount - taken)
+                    left[limit.meter] = min(rest, left.get(limit.meter, rest))
+        standing = self._known[ids] = Standing(left.get("tokens"), left.get("usd"))
+        return standing
 
 
 def _opened_since(op: _Settle) -> Command:
@@ -1129,17 +1127,6 @@ def _event_row(told: Told) -> dict[str, object]:
         "kind": body.__struct_config__.tag,
         "rule_id": told.rule_id,
         "body": msgspec.json.encode(body).decode(),
-    }
-
-
-def _hold_row(hold: Hold) -> dict[str, object]:
-    return {
-        "call_id": hold.call_id,
-        "account_ids": hold.account_ids,
-        "tokens": hold.tokens,
-        "nano": hold.nano,
-        "facts": hold.facts,
-        "checkpoint": hold.checkpoint,
     }
 
 
