@@ -119,11 +119,15 @@ function Listed({ rows }: { rows: Invitation[] }) {
               </span>
             ),
           },
-          { name: 'role', head: t('adminMembers.role'), cell: (row) => t(`roles.${row.role}`) },
           {
-            name: 'purpose',
-            head: t('adminInvitations.purpose'),
-            cell: (row) => t(`adminInvitations.purposes.${row.purpose}`),
+            name: 'role',
+            head: t('adminMembers.role'),
+            cell: (row) => (
+              <span className="md:whitespace-nowrap">
+                {t(`roles.${row.role}`)}
+                <span className="block text-xs text-soft">{t(`adminInvitations.purposes.${row.purpose}`)}</span>
+              </span>
+            ),
           },
           { name: 'status', head: t('adminMembers.status'), cell: (row) => <Status of={row.status} /> },
           { name: 'expires', head: t('adminMembers.expires'), cell: (row) => <When at={row.expires_at} /> },
