@@ -13,6 +13,7 @@ Invariants:
 - Whoever is disabled is given none.
 """
 
+import asyncio
 from typing import Any, Final
 
 import msgspec
@@ -262,7 +263,9 @@ async def _mail(desk: Desk, record: InvitationRecord, link: str) -> str | None:
         return "the address is none that letters are sent to"
     letter = invitation_letter(record.purpose, link, record.invited_by, record.expires_at)
     try:
-        await mailer.send(letter, to=record.email, id=uuid7(), at=desk.at)
+        # Each step has its time, and there are many of them.
+        async with asyncio.timeout(SEND_S):
+            await mailer.send(letter, to=record.email, id=uuid7(), at=desk.at)
     except Undelivered as undelivered:
         error = str(undelivered)
     except TimeoutError:

@@ -199,6 +199,9 @@ def test_an_invitation_is_renewed_and_revoked_with_its_effect_told_first(
     second = link_of(here.page)
     dialog.get_by_role("button", name="Done").click()
     there = window()
+    # Half a link is told so as well, and is no guess.
+    there.page.goto(first.partition("#")[0])
+    expect(there.page.get_by_role("heading", level=1)).to_have_text("This link cannot be used")
     there.page.goto(first)
     expect(there.page.get_by_role("heading", level=1)).to_have_text("This link cannot be used")
     # In the same tab only what is after the `#` changes.

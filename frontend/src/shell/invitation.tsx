@@ -23,26 +23,32 @@ import { Loading, Problem } from '@/ui/page'
 import { PASSWORD_LENGTH_MIN } from './password'
 import { Outside } from './sign-in'
 
+/** What the server says of every link that cannot be used. */
+const GONE = 410
+
 export default function Invitation() {
   const { t } = useWords()
   const token = useLocation().hash
   const invitation = useQuery({
     queryKey: ['invitation', token],
     queryFn: () => ok(api.POST('/api/auth/invitation', { body: { token } })),
+    // Half a link is not worth a question: each that is none counts as a guess.
+    enabled: token !== '',
     staleTime: Infinity,
     refetchInterval: false,
   })
   if (invitation.data !== undefined) {
     return <Choose key={token} token={token} invitation={invitation.data} />
   }
-  if (invitation.error) {
+  const error = token === '' ? new ApiError(GONE, null) : invitation.error
+  if (error) {
     return (
-      <Refused error={invitation.error}>
+      <Refused error={error}>
         {(title, said) => (
           <Outside title={title}>
             <div role="alert">{said}</div>
             <div className="mt-4 flex flex-col gap-2">
-              {invitation.error instanceof ApiError && invitation.error.status === 410 ? (
+              {error instanceof ApiError && error.status === GONE ? (
                 <LinkButton look="main" to="/">
                   {t('auth.title')}
                 </LinkButton>
@@ -74,7 +80,7 @@ function Refused({
 }) {
   const { t } = useWords()
   if (error instanceof ApiError) {
-    if (error.status === 410) return children(t('invitation.goneTitle'), t('invitation.gone'))
+    if (error.status === GONE) return children(t('invitation.goneTitle'), t('invitation.gone'))
     if (error.status === 403) return children(t('invitation.goneTitle'), t('auth.disabled'))
     if (error.status === 429) {
       const count = Math.max(1, Math.ceil((error.retryAfter ?? 60) / 60))
