@@ -1,8 +1,8 @@
 """Delivery: alerts leave the house.
 
-Owns the rounds that route events to destinations and try what is due, the signing and the sending
-of a webhook, and the mailing of a letter. Owns no queue (see `store.deliveries`), no decision of
-when to try again or where one may not go (see `core.alerts`), and no event.
+Owns the rounds that route events to destinations and try what is due, and the signing and the
+sending of a webhook. Owns no letter's way (see `app.mail`), no queue (see `store.deliveries`), no
+decision of when to try again or where one may not go (see `core.alerts`), and no event.
 
 Invariants:
 
@@ -18,11 +18,8 @@ import asyncio
 import random
 import time
 from datetime import timedelta
-from email.message import EmailMessage
-from email.utils import format_datetime
 from typing import Any
 
-import aiosmtplib
 import msgspec
 import psycopg
 import structlog
@@ -35,8 +32,8 @@ from standardwebhooks.webhooks import Webhook
 import app
 from app.core.alerts import Body, InvalidWebhookUrl, check_webhook_url, next_attempt
 from app.core.letters import letter
+from app.mail import SEND_S, Mailer, Undelivered
 from app.receivers import Forbidden, Receivers, Unknown
-from app.settings import MailServer
 from app.store import deliveries
 from app.store.deliveries import Due, Outcome
 from app.store.vault import Vault
@@ -45,7 +42,6 @@ from app.tasks import cancelled
 log = structlog.get_logger(__name__)
 
 EVERY_S = 0.5
-SEND_S = 10.0
 CONNECT_S = 4.0
 """Of the seconds of a try, so that a name's next address has some as well."""
 AT_ONCE = 32
@@ -53,14 +49,6 @@ AT_ONCE_EACH = 2
 ROUND_S = 15.0
 LAST_WORDS_S = 2.0
 """What a try may still take when the process is told to stop."""
-
-
-class Undelivered(Exception):
-    """A try failed; the text is safe to show."""
-
-    def __init__(self, error: str, status_code: int | None = None) -> None:
-        super().__init__(error)
-        self.status_code = status_code
 
 
 class Delivery:
@@ -73,15 +61,13 @@ class Delivery:
         receivers: Receivers,
         *,
         retry_s: float,
-        mail_server: MailServer | None,
-        mail_from: str,
+        mailer: Mailer | None,
     ) -> None:
         self.pool = pool
         self.vault = vault
         self.receivers = receivers
         self.retry_s = retry_s
-        self.mail_server = mail_server
-        self.mail_from = mail_from
+        self.mailer = mailer
         self._rounds: asyncio.Task[None] | None = None
         self._running: dict[asyncio.Task[None], Due] = {}
         self._awake = asyncio.Event()
@@ -234,40 +220,10 @@ class Delivery:
 
     async def _mail(self, due: Due) -> int:
         """Mail a letter; return the mail server's status. Raises `Undelivered`."""
-        server = self.mail_server
-        if server is None:
+        if self.mailer is None:
             raise Undelivered("no mail server is set (SPENDGATE_SMTP_URL)")
         written = letter(msgspec.json.decode(due.body, type=Body))
-        message = EmailMessage()
-        message["From"] = self.mail_from
-        message["To"] = due.address
-        message["Subject"] = written.subject
-        message["Date"] = format_datetime(due.taken_at)
-        message["Message-ID"] = f"<{due.event_id}@spendgate>"
-        message["Auto-Submitted"] = "auto-generated"
-        message.set_content(written.text)
-        try:
-            await aiosmtplib.send(
-                message,
-                hostname=server.host,
-                port=server.port,
-                username=server.username,
-                password=server.password,
-                use_tls=server.tls,
-                # A password never goes over the wire in clear; without one, whatever is offered.
-                start_tls=not server.tls if server.username is not None else None,
-                timeout=SEND_S,
-            )
-        except aiosmtplib.SMTPRecipientsRefused as error:
-            code = error.recipients[0].code if error.recipients else None
-            raise Undelivered("the mail server refused the recipient", code) from None
-        except aiosmtplib.SMTPResponseException as error:
-            raise Undelivered(f"the mail server answered {error.code}", error.code) from None
-        except (aiosmtplib.SMTPException, OSError) as error:
-            if isinstance(error, TimeoutError):
-                raise
-            raise Undelivered("the mail server could not be reached, or broke off") from None
-        return aiosmtplib.SMTPStatus.completed
+        return await self.mailer.send(written, to=due.address, id=due.event_id, at=due.taken_at)
 
 
 def _client(host: str, address: str, port: int) -> Client:

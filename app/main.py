@@ -35,6 +35,7 @@ from app.gateway.door import Door
 from app.gateway.exchange import Exchange
 from app.gateway.realtime import Sessions
 from app.gateway.upstream import Upstream
+from app.mail import Mailer
 from app.monthly import Monthly
 from app.receivers import Receivers
 from app.settings import Settings, psycopg_dsn
@@ -125,13 +126,15 @@ class Gateway:
             share_out=self.monthly.share_out,
         )
         self.receivers = Receivers(settings.webhook_private_cidrs)
+        self.mailer = (
+            None if settings.smtp_url is None else Mailer(settings.smtp_url, settings.smtp_from)
+        )
         self.delivery = Delivery(
             self.pool,
             self.vault,
             self.receivers,
             retry_s=settings.webhook_retry_s,
-            mail_server=settings.smtp_url,
-            mail_from=settings.smtp_from,
+            mailer=self.mailer,
         )
 
     async def start(self) -> None:
@@ -264,7 +267,7 @@ def create_app(settings: Settings, database_url: str) -> Front:
             ledger=lambda: LedgerHealth(gateway.ledger.available, gateway.spool.pending),
             look=gateway.upstream.look,
             receivers=gateway.receivers,
-            mails=settings.smtp_url is not None,
+            mailer=gateway.mailer,
             trusted_proxies=settings.trusted_proxies,
         )
     )

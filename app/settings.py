@@ -300,15 +300,16 @@ VARIABLES: Final[tuple[Variable, ...]] = (
     ),
     Variable(
         name="SMTP_URL",
-        help="mail server that alerts are mailed by: smtp:// takes to TLS if the server offers it, "
-        "and insists if there is a password; smtps:// begins with it; unset, no alert is mailed",
+        help="mail server that alerts and invitations are mailed by: smtp:// takes to TLS if the "
+        "server offers it, and insists if there is a password; smtps:// begins with it; unset, "
+        "nothing is mailed",
         parse=_smtp,
         example="smtps://spendgate:password@mail.example.com:465",
         default="none",
     ),
     Variable(
         name="SMTP_FROM",
-        help="address that mailed alerts come from",
+        help="address that mail comes from",
         parse=_mail_address,
         example="spendgate@example.com",
         default="spendgate@localhost",

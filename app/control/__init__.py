@@ -1,8 +1,8 @@
 """The control plane: `/api/*`, where admins set up and members look.
 
-Owns the protocol of it: who is let in (`desk`, `auth`), what bodies and documents look like
-(`wire`, `admin`, `pools`, `top_ups`, `alerts`, `own_keys`, `reports`), and how it says no
-(`errors`). Owns no SQL and no rule of the ledger.
+Owns the protocol of it: who is let in (`desk`, `auth`, `acceptance`), what bodies and documents
+look like (`wire`, `admin`, `invitations`, `pools`, `top_ups`, `alerts`, `own_keys`, `reports`), and
+how it says no (`errors`). Owns no SQL and no rule of the ledger.
 
 A change takes one path: the gate names the actor, the handler checks single values, and one
 transaction checks them against what there is, writes, and leaves the audit event.
@@ -15,6 +15,7 @@ from litestar import Router
 from litestar.di import Provide
 from litestar.openapi.spec import SecurityRequirement
 
+from app.control.acceptance import acceptance_router
 from app.control.admin import admin_routers
 from app.control.alerts import alert_router
 from app.control.auth import auth_router
@@ -25,6 +26,7 @@ from app.control.errors import (
     BODY_BYTES_MAX,
     CONTROL_EXCEPTION_HANDLERS,
 )
+from app.control.invitations import invitation_router
 from app.control.live import live_router
 from app.control.overview import overview_router
 from app.control.own_keys import own_keys_router
@@ -56,6 +58,7 @@ def control_router(deps: ControlDeps) -> Router:
                 "/admin",
                 route_handlers=[
                     *admin_routers(),
+                    invitation_router(),
                     pool_router(),
                     top_up_router(),
                     alert_router(),
@@ -83,6 +86,7 @@ def control_router(deps: ControlDeps) -> Router:
                 security=either,
             ),
             auth_router(gate),
+            acceptance_router(deps),
             Router("/", route_handlers=[live_router(gate)], security=either),
         ],
         dependencies={"desk": Provide(desk_for(deps))},

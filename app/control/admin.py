@@ -27,7 +27,7 @@ from litestar.params import FromPath, FromQuery, JSONBody
 from msgspec import UNSET, UnsetType
 
 from app.control import passwords, wire
-from app.control.auth import end_sessions
+from app.control.auth import end_invitations, end_sessions
 from app.control.desk import Change, Desk
 from app.control.errors import documented, invalid, taken, unknown
 from app.control.limits import (
@@ -426,8 +426,8 @@ async def add_member(data: JSONBody[MemberInput], desk: NamedDependency[Desk]) -
 
     async def work(change: Change) -> MemberRecord:
         await _free_email(change, email, None)
-        await catalogue.members.add(
-            change.connection,
+        return await create_member(
+            change,
             id=id,
             email=email,
             display_name=display_name,
@@ -435,11 +435,16 @@ async def add_member(data: JSONBody[MemberInput], desk: NamedDependency[Desk]) -
             password_hash=password_hash,
             must_change_password=data.must_change_password,
         )
-        added = await _again(change, catalogue.members, id)
-        await change.record("member_created", "member", id, after=added)
-        return added
 
     return await desk.write(work)
+
+
+async def create_member(change: Change, *, id: str, **values: object) -> MemberRecord:
+    """Add a member whose address is nobody else's."""
+    await catalogue.members.add(change.connection, id=id, **values)
+    added = await _again(change, catalogue.members, id)
+    await change.record("member_created", "member", id, after=added)
+    return added
 
 
 @get("/members", summary="List members, newest first")
@@ -462,7 +467,8 @@ async def change_member(
 ) -> MemberRecord:
     """The keys of a disabled member stop working at once, everywhere.
 
-    Their sessions end, as do those of a member who is given another password.
+    Their sessions end, as do those of a member who is given another password. Whatever invitation
+    is still open ends as well, also if it went to another address.
     """
     member_id = wire.path_id(id, "member")
     values = _given(
@@ -491,6 +497,9 @@ async def change_member(
             )
         if password_hash is not UNSET or values.get("status") == "disabled":
             await end_sessions(change, member_id)
+            await end_invitations(change, member_id)
+        elif values.get("email", member.email) != member.email:
+            await end_invitations(change, member_id)
         return await _update(change, catalogue.members, "member", member, values)
 
     return await desk.write(work)

@@ -87,7 +87,7 @@ async def add_destination(
     """A webhook must lead to a public address, unless a setting lists its network."""
     new = rules.NewSecret()
     name, events = wire.text("name", data.name), _events(data.events)
-    if data.kind == "email" and not desk.deps.mails:
+    if data.kind == "email" and desk.deps.mailer is None:
         raise invalid("kind", "email needs a mail server: set SPENDGATE_SMTP_URL")
     address = await rules.read_address(desk.deps, data.kind, data.address)
 

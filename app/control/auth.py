@@ -11,13 +11,14 @@ Invariants:
 - A try that may not be made is refused before anything is compared; one that failed counts on
   every replica, whatever was tried beside it.
 - Signing in makes a new session, whatever cookie came along, and ends the one of that cookie.
-- Whoever changes their password ends all of their sessions but the one they do it in.
+- Whoever changes their password ends all of their sessions but the one they do it in, and whatever
+  else they could choose a password by.
 """
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from math import ceil
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 from litestar import Request, Response, Router, delete, get, post
@@ -37,8 +38,11 @@ from app.core.sign_in import (
     locked_until,
     session_end,
 )
-from app.store import sign_in
+from app.store import invitations, sign_in
+from app.store.database import Connection
 from app.store.vault import new_session_token
+
+T = TypeVar("T")
 
 FAILURES: Final = Counter("spendgate_sign_in_failures", "Tries to sign in that failed")
 
@@ -92,13 +96,78 @@ class OwnSession(msgspec.Struct, frozen=True):
 
 
 class Entrance:
-    """Where whoever has a password has it compared."""
+    """Where whoever has a password, or another secret, has it compared and is let in."""
 
     def __init__(self, deps: ControlDeps, request: Request[Any, Any, Any]) -> None:
         self.deps = deps
         self.request = request
         self.at = deps.clock()
         self.address = browser.client_address(request, deps.trusted_proxies)
+
+    async def find(
+        self, secret: str, look: Callable[[Connection, bytes], Awaitable[T | None]]
+    ) -> T | None:
+        """Return what a secret's digest leads to; if it is nothing, that was a guess.
+
+        Refuses an address that has guessed too often, whatever it has now. A secret has no account
+        that could be locked: it is its address alone that counts.
+        """
+        digest = self.deps.vault.digest(secret)
+        block = browser.block_of(self.address)
+        since = self.at - FAILURES_WITHIN
+        async with self.deps.sign_ins, self.deps.database.aside() as connection:
+            await sign_in.take_turn(connection, digest, block)
+            _, of_address = await sign_in.failures(connection, digest, block, since)
+            until = locked_until((), of_address, self.at)
+            if until is not None:
+                raise _locked(until, self.at)
+            found = await look(connection, digest)
+            if found is None:
+                await sign_in.add_failure(connection, digest, block, at=self.at, since=since)
+        if found is None:
+            FAILURES.inc()
+        return found
+
+    async def begin(
+        self,
+        connection: Connection,
+        member: sign_in.Member,
+        token: str,
+        *,
+        rehashed: str | None = None,
+    ) -> sign_in.Session | None:
+        """Begin a session, and end the one of the cookie that came along.
+
+        None: the member was disabled or has another password by now.
+        """
+        vault, former = self.deps.vault, browser.session_token(self.request)
+        # The member first, then their sessions: as whoever disables them does.
+        session = await sign_in.begin(
+            connection,
+            member,
+            rehashed=rehashed,
+            digest=vault.digest(token),
+            user_agent=browser.user_agent(self.request),
+            address=self.address,
+            at=self.at,
+            expires_at=self.at + SESSION_LIFE,
+        )
+        if session is not None and former is not None:
+            left = await sign_in.session_with(connection, vault.digest(former))
+            if left is not None:
+                await sign_in.revoke(connection, left.id, left.member_id, self.at)
+        return session
+
+    def enter(
+        self, member: sign_in.Member, token: str, session: sign_in.Session
+    ) -> Response[SignIn]:
+        """Answer with the session that has begun, and its cookie."""
+        ends = session_end(session.expires_at, session.last_seen_at)
+        return Document(
+            _document(member, self.deps.vault.csrf_token(token), ends),
+            status_code=200,
+            cookies=[browser.session_cookie(self.request, token, SESSION_LIFE)],
+        )
 
     async def prove(self, account: str, hash: str | None, password: str) -> bool:
         """Tell whether a password is an account's. Refuses if too many were not."""
@@ -148,8 +217,8 @@ async def log_in(
     data: JSONBody[LoginInput], entrance: NamedDependency[Entrance]
 ) -> Response[SignIn]:
     """The session is in a cookie. Too many wrong passwords, and one has to wait (429)."""
-    deps, request, at = entrance.deps, entrance.request, entrance.at
-    browser.check_origin(request)
+    deps = entrance.deps
+    browser.check_origin(entrance.request)
     email = wire.email(data.email)
     async with deps.database.snapshot() as connection:
         member = await sign_in.member_by_email(connection, email)
@@ -163,31 +232,12 @@ async def log_in(
     if member.status != "active":
         raise Refused(403, "This member is disabled.")
     rehashed = await passwords.hashed(data.password) if passwords.is_dated(hash) else None
-    token, former = new_session_token(), browser.session_token(request)
+    token = new_session_token()
     async with deps.database.aside() as connection:
-        # The member first, then their sessions: as whoever disables them does.
-        session = await sign_in.begin(
-            connection,
-            member,
-            rehashed=rehashed,
-            digest=deps.vault.digest(token),
-            user_agent=browser.user_agent(request),
-            address=entrance.address,
-            at=at,
-            expires_at=at + SESSION_LIFE,
-        )
-        if session is not None and former is not None:
-            left = await sign_in.session_with(connection, deps.vault.digest(former))
-            if left is not None:
-                await sign_in.revoke(connection, left.id, left.member_id, at)
+        session = await entrance.begin(connection, member, token, rehashed=rehashed)
     if session is None:
         raise Refused(401, _WRONG)
-    ends = session_end(session.expires_at, session.last_seen_at)
-    return Document(
-        _document(member, deps.vault.csrf_token(token), ends),
-        status_code=200,
-        cookies=[browser.session_cookie(request, token, SESSION_LIFE)],
-    )
+    return entrance.enter(member, token, session)
 
 
 @get("/session", summary="Show the session, and its CSRF token")
@@ -214,7 +264,7 @@ async def change_password(
     desk: NamedDependency[Desk],
     entrance: NamedDependency[Entrance],
 ) -> None:
-    """All of one's other sessions end."""
+    """All of one's other sessions end, and so does an invitation that is still open."""
     password = wire.password(data.new_password, "new_password")
     async with desk.deps.database.snapshot() as connection:
         member = await sign_in.member(connection, desk.member_id)
@@ -241,6 +291,7 @@ async def change_password(
             after={"has_password": True},
         )
         await end_sessions(change, member.id)
+        await end_invitations(change, member.id)
 
     await desk.write(work)
 
@@ -251,6 +302,18 @@ async def end_sessions(change: Change, member_id: str) -> None:
     ended = await sign_in.revoke_all(change.connection, member_id, change.at, but=mine)
     if ended:
         await change.record("sessions_revoked", "member", member_id, before={"sessions": ended})
+
+
+async def end_invitations(change: Change, member_id: str, *, but: str | None = None) -> None:
+    """Revoke what a member could still choose a password by, but for one invitation."""
+    for id in await invitations.revoke_open(change.connection, member_id, change.at, but=but):
+        await change.record(
+            "invitation_revoked",
+            "invitation",
+            id,
+            before={"revoked_at": None},
+            after={"revoked_at": change.at},
+        )
 
 
 @get("/sessions", summary="List one's own sessions that go on, newest first")

@@ -37,6 +37,7 @@ from app.core.access import Provider, Role, key_refusal
 from app.core.looks import Look
 from app.core.sign_in import session_end
 from app.core.windows import Calendar
+from app.mail import Mailer
 from app.receivers import Receivers
 from app.settings import Network
 from app.store import catalogue, journal, sign_in
@@ -77,8 +78,8 @@ class ControlDeps:
     look: Callable[[Provider, float], Awaitable[Look]]
     """Asks a provider, within so many seconds, which models it has."""
     receivers: Receivers = field(default_factory=Receivers)
-    mails: bool = False
-    """Whether there is a mail server that alerts can be mailed by."""
+    mailer: Mailer | None = None
+    """Hands letters in at the mail server; None: there is none, and nothing can be mailed."""
     trusted_proxies: tuple[Network, ...] = ()
     """Whose word on the address of a client is taken."""
     sign_ins: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(SIGN_INS_AT_ONCE))
@@ -87,9 +88,9 @@ class ControlDeps:
 class Actor(msgspec.Struct, frozen=True):
     """Who asks."""
 
-    kind: Literal["admin_token", "key", "session"]
+    kind: Literal["admin_token", "key", "session", "invitation"]
     id: str
-    """Of the token, of the key, or of the member who signed in."""
+    """Of the token, of the key, or of the member who signed in or was invited."""
     label: str
     """As the audit log names them."""
     role: Role

@@ -12,7 +12,6 @@ Invariants:
 """
 
 import asyncio
-import re
 from collections.abc import Sequence
 from datetime import timedelta
 from decimal import Decimal
@@ -21,6 +20,7 @@ from typing import Final
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from app.control import wire
 from app.control.desk import Change, ControlDeps
 from app.control.errors import invalid
 from app.control.limits import read_amount
@@ -42,8 +42,6 @@ from app.store.vault import Vault, new_webhook_secret
 LOOK_UP_S: Final = 3.0
 SIGNED_WITH_BOTH: Final = timedelta(days=1)
 """How long deliveries are signed with the secret before as well: receivers change theirs then."""
-
-_ADDRESS: Final = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9.-]{1,189}")
 
 
 # Values
@@ -75,7 +73,7 @@ async def read_address(deps: ControlDeps, kind: DestinationKind, value: str) -> 
     """Check where a destination is."""
     if kind == "webhook":
         return await read_webhook(deps, "address", value)
-    if not _ADDRESS.fullmatch(value):
+    if not wire.MAILBOX.fullmatch(value):
         raise invalid("address", "must be an e-mail address such as ops@example.org")
     return value
 

@@ -36,6 +36,8 @@ PASSWORD_LENGTH_MAX: Final = 1024
 _SLUG: Final = re.compile(r"[\x21-\x7e]{1,200}")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _EMAIL: Final = re.compile(r"[^@\s]{1,64}@[^@\s]{1,189}")
+MAILBOX: Final = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9.-]{1,189}")
+"""An address that a letter reaches, and nobody else's."""
 _INSTANT_MIN: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _INSTANT_MAX: Final = datetime(2200, 1, 1, tzinfo=UTC)
 

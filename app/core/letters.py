@@ -1,10 +1,13 @@
-"""Letters: what an alert says when a person reads it.
+"""Letters: what an alert or an invitation says when a person reads it.
 
-Owns the subject and the text of an event as an e-mail. Owns no address and no transport.
+Owns the subject and the text of an event, or of an invitation, as an e-mail. Owns no address and no
+transport.
 
-Invariants: a subject is one line; a letter tells everything that the event's body does.
+Invariants: a subject is one line; a letter tells everything that the event's body does; an
+invitation is written in both languages, because nobody knows yet which one its reader speaks.
 """
 
+from datetime import UTC, datetime
 from typing import assert_never
 
 import msgspec
@@ -19,6 +22,7 @@ from app.core.alerts import (
     Trial,
     UnpricedModelSeen,
 )
+from app.core.invitations import Purpose
 
 
 class Letter(msgspec.Struct, frozen=True):
@@ -34,6 +38,25 @@ def letter(body: Body) -> Letter:
     fields = msgspec.to_builtins(body).items()
     listed = [f"{name}: {value}" for name, value in fields if value is not None]
     return Letter(f"Spendgate: {said}", f"{_sentence(said)}\n\n" + "\n".join(listed) + "\n")
+
+
+def invitation_letter(
+    purpose: Purpose, link: str, invited_by: str | None, expires_at: datetime
+) -> Letter:
+    """Write to a member whose link it is."""
+    until = f"{expires_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    who, who_zh = invited_by or "An administrator", invited_by or "管理員"
+    if purpose == "join":
+        subject = "You are invited to Spendgate / Spendgate 邀請函"
+        asks = f"{who} invites you to Spendgate. Open this link to choose a password:"
+        asks_zh = f"{who_zh} 邀請您使用 Spendgate。請開啟以上連結設定密碼。"
+    else:
+        subject = "Choose a new password for Spendgate / 重設 Spendgate 密碼"
+        asks = f"{who} sends you a link to choose a new password for Spendgate:"
+        asks_zh = f"{who_zh} 提供您重設 Spendgate 密碼的連結，請開啟以上連結。"
+    ends = f"It works once, until {until}. Whoever has it can use it: do not pass it on."
+    ends_zh = f"連結僅能使用一次，有效至 {until}。任何人持有此連結都能使用，請勿轉寄。"
+    return Letter(subject, f"{asks}\n\n{link}\n\n{ends}\n\n{asks_zh}\n{ends_zh}\n")
 
 
 def _said(body: Body) -> str:

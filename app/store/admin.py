@@ -21,7 +21,7 @@ from sqlalchemy import insert, select
 
 from app.core.pricing import Rate
 from app.ids import uuid7
-from app.store import catalogue, schema, sign_in
+from app.store import catalogue, invitations, schema, sign_in
 from app.store.database import Connection
 from app.store.journal import Author, record
 
@@ -60,7 +60,7 @@ async def put_admin(
 ) -> Literal["created", "updated", "promoted"]:
     """Make a member an active administrator with this password; add them if they are new.
 
-    Whoever was signed in with another password is so no longer.
+    Whoever was signed in with another password is so no longer, and an open invitation ends.
     """
     author = _author()
     member_id = await catalogue.member_with(connection, email)
@@ -82,6 +82,7 @@ async def put_admin(
     chosen = {"password_hash": password_hash, "must_change_password": False}
     await catalogue.members.change(connection, member_id, chosen)
     await sign_in.revoke_all(connection, member_id, at)
+    await invitations.revoke_open(connection, member_id, at)
     await record(
         connection,
         author,

@@ -81,6 +81,21 @@ sign_in_failures: Final = Table(
     Column("at", _instant),
 )
 
+invitations: Final = Table(
+    "invitations",
+    metadata,
+    Column("id", _id, primary_key=True),
+    Column("member_id", _id),
+    Column("purpose", Text),
+    Column("digest", LargeBinary),
+    Column("invited_by", Text),
+    Column("created_at", _instant),
+    Column("issued_at", _instant),
+    Column("expires_at", _instant),
+    Column("accepted_at", _instant),
+    Column("revoked_at", _instant),
+)
+
 providers: Final = Table(
     "providers",
     metadata,

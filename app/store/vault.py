@@ -1,8 +1,8 @@
 """The vault: what becomes of secrets before they are stored.
 
 Owns the keys derived from the installation's secret: one that digests bearer secrets (member keys,
-admin tokens, tokens of sessions), one that seals what has to be read again (credentials of
-providers, secrets of webhooks). Owns no row.
+admin tokens, tokens of sessions, links of invitations), one that seals what has to be read again
+(credentials of providers, secrets of webhooks). Owns no row.
 
 Invariants: a bearer secret is stored only as an HMAC-SHA256 digest; a credential only under
 AES-256-GCM, bound to its row and version, so that sealed values cannot be swapped between rows.
@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 KEY_PREFIX = "sg_"
 ADMIN_TOKEN_PREFIX = "sga_"
 WEBHOOK_SECRET_PREFIX = "whsec_"
+INVITATION_PREFIX = "sgi_"
 _FORMAT = b"\x01"
 
 
@@ -75,6 +76,11 @@ def new_webhook_secret() -> str:
 def new_session_token() -> str:
     """Return a new token of a session: 256 random bits."""
     return secrets.token_urlsafe(32)
+
+
+def new_invitation_token() -> str:
+    """Return a new secret of an invitation's link: 256 random bits."""
+    return INVITATION_PREFIX + secrets.token_urlsafe(32)
 
 
 def hint_of(bearer: str) -> str:

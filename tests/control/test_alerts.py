@@ -12,10 +12,13 @@ from litestar import Litestar
 
 from app.control import CONTROL_EXCEPTION_HANDLERS, control_router
 from app.ids import uuid7
+from app.mail import Mailer
 from app.receivers import Receivers
+from app.settings import MailServer
 
 HOOK = {"name": "ops", "kind": "webhook", "address": "https://203.0.114.7/hook?team=1"}
 MAIL = {"name": "on call", "kind": "email", "address": "on.call+ai@example.org"}
+MAILER = Mailer(MailServer("mail.invalid", 25, False, None, None), "spendgate@example.org")
 UNKNOWN_ID = "0197c5a0-0000-7000-8000-000000000000"
 
 
@@ -101,7 +104,7 @@ async def test_a_webhook_is_stored_and_shows_its_secret_once(plane: Any) -> None
 async def test_an_email_destination_needs_a_mail_server_and_has_no_secret(plane: Any) -> None:
     said = await refused(plane, "POST", "/admin/destinations", MAIL, 422, "kind")
     assert "SPENDGATE_SMTP_URL" in said
-    with_settings(plane, mails=True)
+    with_settings(plane, mailer=MAILER)
     added = await plane.ok("POST", "/admin/destinations", MAIL)
     assert "webhook_secret" not in added
     assert added["address"] == MAIL["address"]
@@ -189,7 +192,7 @@ async def test_a_destination_that_makes_no_sense_is_refused(
     "address", ["ops", "a b@example.org", "a@b@c", "Ops <o@example.org>", "a,b@example.org", "é@x"]
 )
 async def test_an_email_address_must_be_one(plane: Any, address: str) -> None:
-    with_settings(plane, mails=True)
+    with_settings(plane, mailer=MAILER)
     body = MAIL | {"address": address}
     await refused(plane, "POST", "/admin/destinations", body, 422, "address")
 

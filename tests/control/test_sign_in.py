@@ -385,12 +385,16 @@ def named(path: str) -> str:
     return re.sub(r"\{slug[^}]*\}", "m1", re.sub(r"\{id[^}]*\}", ID, path))
 
 
+DOORS = {"/api/auth/login", "/api/auth/invitation", "/api/auth/invitation/accept"}
+"""What opens a session needs none: see above, and `test_invitations`."""
+
+
 def routes(plane: Any) -> list[tuple[str, str]]:
-    """Return every method and path of the control plane, but for signing in."""
+    """Return every method and path of the control plane, but for the doors."""
     return [
         (method, named(route.path_format.removeprefix("/api")))
         for route in plane.app.routes
-        if route.path.startswith("/api") and route.path != "/api/auth/login"
+        if route.path.startswith("/api") and route.path not in DOORS
         for method in sorted(route.methods - {"OPTIONS", "HEAD"})
     ]
 

@@ -16,7 +16,8 @@ from app.core.alerts import (
     Trial,
     UnpricedModelSeen,
 )
-from app.core.letters import letter
+from app.core.invitations import Purpose
+from app.core.letters import invitation_letter, letter
 
 NOW = datetime(2026, 5, 20, 8, 45, tzinfo=UTC)
 
@@ -70,3 +71,21 @@ def test_a_letter_says_what_happened_and_lists_all_that_is_known(body: Body, sai
 
 def test_every_kind_of_event_has_a_letter() -> None:
     assert {type(body) for body, _ in LETTERS} == set(get_args(Body))
+
+
+@pytest.mark.parametrize("purpose", get_args(Purpose))
+@pytest.mark.parametrize("invited_by", ["root@example.org", None])
+def test_an_invitation_is_written_in_both_languages_and_says_until_when(
+    purpose: Purpose, invited_by: str | None
+) -> None:
+    link = "https://gateway.example/invitation#sgi_secret"
+    written = invitation_letter(purpose, link, invited_by, NOW)
+    assert "Spendgate / " in written.subject
+    assert "\n" not in written.subject
+    # Alone on its line, or a mail program takes what follows for a part of it.
+    assert written.text.splitlines().count(link) == 1
+    assert written.text.count("2026-05-20 08:45 UTC") == 2
+    assert written.text.count("root@example.org") == (2 if invited_by else 0)
+    assert ("invites you" in written.text) is (purpose == "join")
+    assert ("重設" in written.text) is (purpose == "reset")
+    assert "sgi_secret" not in written.subject

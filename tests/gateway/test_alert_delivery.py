@@ -37,6 +37,7 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 import app.delivery
 from app.ids import uuid7
+from app.mail import Mailer, Undelivered
 from app.receivers import Receivers
 from app.settings import MailServer
 from app.simulator import RunningSimulator
@@ -733,14 +734,15 @@ async def test_a_password_is_not_sent_to_a_mail_server_that_offers_no_tls() -> N
         Vault(b"secret"),
         Receivers(),
         retry_s=1,
-        mail_server=MailServer("127.0.0.1", port, False, "spendgate", "hunter2"),
-        mail_from="gateway@example.org",
+        mailer=Mailer(
+            MailServer("127.0.0.1", port, False, "spendgate", "hunter2"), "gateway@example.org"
+        ),
     )
     now = datetime.now(UTC)
     body = '{"event":"test","destination_id":"d","timestamp":"2026-05-20T00:00:00Z"}'
     address = "on.call@example.org"
     due = Due("d", "e", "t", body, "email", address, None, 1, None, None, 0, now, now, now)
-    with pytest.raises(app.delivery.Undelivered, match="could not be reached, or broke off"):
+    with pytest.raises(Undelivered, match="could not be reached, or broke off"):
         await sending._mail(due)
     await left.wait()
     listening.close()

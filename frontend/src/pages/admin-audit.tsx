@@ -19,6 +19,7 @@ const OBJECTS = [
   'model',
   'price',
   'member',
+  'invitation',
   'allocation',
   'pool',
   'key',

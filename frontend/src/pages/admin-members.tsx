@@ -12,6 +12,7 @@ import { ToneBadge } from '@/ui/meter'
 import { Answered, Card, Empty, Page } from '@/ui/page'
 import { DataTable } from '@/ui/table'
 
+import { Invitations, Invite } from './invitations'
 import { MemberForm } from './member-form'
 import { OneMember, StatusBadge } from './one-member'
 import { Filters, useAsked, useMayWrite } from './setup-parts'
@@ -37,9 +38,12 @@ function AllMembers() {
       about={t('adminMembers.about')}
       actions={
         writes && (
-          <Button look="main" icon="plus" onClick={() => setAdding(true)}>
-            {t('adminMembers.add')}
-          </Button>
+          <>
+            <Button icon="plus" onClick={() => setAdding(true)}>
+              {t('adminMembers.add')}
+            </Button>
+            <Invite />
+          </>
         )
       }
     >
@@ -102,6 +106,7 @@ function AllMembers() {
           }}
         </Answered>
       </Card>
+      <Invitations />
       <Dialog open={adding} onClose={close} title={t('adminMembers.add')}>
         <MemberForm onClose={close} onDone={close} />
       </Dialog>

@@ -21,6 +21,7 @@ import { Answered, Card, Empty, Page, Problem } from '@/ui/page'
 import { DataTable } from '@/ui/table'
 import { toast } from '@/ui/toast'
 
+import { LinkFor } from './invitations'
 import { KeyForm, KeyShown } from './member-key-form'
 import { MemberForm } from './member-form'
 import { Facts, useMayWrite } from './setup-parts'
@@ -92,6 +93,7 @@ function Person({ member }: { member: Member }) {
             <Button icon="edit" onClick={() => setEditing(true)}>
               {t('adminSetup.edit')}
             </Button>
+            {active && <LinkFor member={member} />}
             {active ? (
               <Button look="danger" icon="stop" onClick={() => setDisabling(true)}>
                 {t('adminMembers.disable')}

@@ -4,6 +4,7 @@
  * So nothing redirects to where an address says; and whoever's session ends goes on where they were.
  */
 import { useQuery, useQueryClient } from '@tanstack/react-query'
+import { useLocation } from '@tanstack/react-router'
 import { type ReactNode, Suspense, createContext, lazy, use } from 'react'
 
 import { useLive } from '@/api/live'
@@ -12,8 +13,9 @@ import { Problem } from '@/ui/page'
 
 import { Outside, SignIn } from './sign-in'
 
-// Its forms are not part of the first load.
+// Their forms are not part of the first load.
 const NewPassword = lazy(() => import('./new-password'))
+const Invitation = lazy(() => import('./invitation'))
 
 const SessionContext = createContext<Session | null>(null)
 
@@ -26,6 +28,14 @@ export function useSession(): Session {
 
 export function Gate({ children }: { children: ReactNode }) {
   const session = useQuery(sessionQuery)
+  // Whoever has a link needs no session, and whichever there is goes when it is used.
+  if (useLocation().pathname === '/invitation') {
+    return (
+      <Suspense>
+        <Invitation />
+      </Suspense>
+    )
+  }
   if (session.data === undefined) {
     if (!session.error) return null
     return (

@@ -89,6 +89,7 @@ export function SignIn() {
         <Button type="submit" look="main" busy={signIn.isPending}>
           {t('auth.signIn')}
         </Button>
+        <p className="text-xs text-soft">{t('auth.forgot')}</p>
       </form>
     </Outside>
   )
