@@ -1,6 +1,6 @@
 """The control plane: `/api/*`, where admins set up and members look.
 
-Owns the protocol of it: who is let in (`desk`, `auth`), what bodies and documents look like
+Owns the protocol of it: who is let in (`desk`, `auth`, `oidc`), what bodies and documents look like
 (`wire`, `admin`, `pools`, `top_ups`, `alerts`, `own_keys`, `reports`), and how it says no
 (`errors`). Owns no SQL and no rule of the ledger.
 
@@ -26,6 +26,7 @@ from app.control.errors import (
     CONTROL_EXCEPTION_HANDLERS,
 )
 from app.control.live import live_router
+from app.control.oidc import identity_router, oidc_router
 from app.control.overview import overview_router
 from app.control.own_keys import own_keys_router
 from app.control.own_models import own_models_router
@@ -66,6 +67,7 @@ def control_router(deps: ControlDeps) -> Router:
                     provider_test_router(),
                     bulk_router(),
                     preview_router(),
+                    identity_router(),
                 ],
                 guards=[gate.admin],
                 security=either,
@@ -83,6 +85,7 @@ def control_router(deps: ControlDeps) -> Router:
                 security=either,
             ),
             auth_router(gate),
+            oidc_router(gate),
             Router("/", route_handlers=[live_router(gate)], security=either),
         ],
         dependencies={"desk": Provide(desk_for(deps))},

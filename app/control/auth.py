@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import msgspec
 from litestar import Request, Response, Router, delete, get, post
+from litestar.datastructures import Cookie
 from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath, FromQuery, JSONBody
 from prometheus_client import Counter
@@ -38,6 +39,7 @@ from app.core.sign_in import (
     session_end,
 )
 from app.store import sign_in
+from app.store.database import Connection
 from app.store.vault import new_session_token
 
 FAILURES: Final = Counter("spendgate_sign_in_failures", "Tries to sign in that failed")
@@ -119,6 +121,51 @@ class Entrance:
         FAILURES.inc()
         return False
 
+    async def begin(
+        self,
+        connection: Connection,
+        member: sign_in.Member,
+        *,
+        rehashed: str | None = None,
+        with_password: bool = True,
+    ) -> "Begun | None":
+        """Begin a session in place of the one that the browser is in.
+
+        None: the member was disabled, or has another password by now.
+        """
+        deps, token, former = self.deps, new_session_token(), browser.session_token(self.request)
+        # The member first, then their sessions: as whoever disables them does.
+        session = await sign_in.begin(
+            connection,
+            member,
+            rehashed=rehashed,
+            digest=deps.vault.digest(token),
+            user_agent=browser.user_agent(self.request),
+            address=self.address,
+            at=self.at,
+            expires_at=self.at + SESSION_LIFE,
+            with_password=with_password,
+        )
+        if session is None:
+            return None
+        if former is not None:
+            left = await sign_in.session_with(connection, deps.vault.digest(former))
+            if left is not None:
+                await sign_in.revoke(connection, left.id, left.member_id, self.at)
+        return Begun(
+            token,
+            browser.session_cookie(self.request, token, SESSION_LIFE),
+            session_end(session.expires_at, session.last_seen_at),
+        )
+
+
+class Begun(msgspec.Struct, frozen=True):
+    """A session that has just begun."""
+
+    token: str
+    cookie: Cookie
+    ends_at: datetime
+
 
 def _locked(until: datetime, at: datetime) -> Refused:
     seconds = ceil((until - at).total_seconds())
@@ -131,12 +178,14 @@ def _locked(until: datetime, at: datetime) -> Refused:
     )
 
 
-def _document(member: sign_in.Member, csrf_token: str, expires_at: datetime) -> SignIn:
+def _document(
+    member: sign_in.Member, csrf_token: str, expires_at: datetime, must_change_password: bool
+) -> SignIn:
     return SignIn(
         SignedInMember(member.id, member.email, member.display_name, member.role),
         csrf_token,
         expires_at,
-        member.must_change_password,
+        must_change_password,
     )
 
 
@@ -148,8 +197,8 @@ async def log_in(
     data: JSONBody[LoginInput], entrance: NamedDependency[Entrance]
 ) -> Response[SignIn]:
     """The session is in a cookie. Too many wrong passwords, and one has to wait (429)."""
-    deps, request, at = entrance.deps, entrance.request, entrance.at
-    browser.check_origin(request)
+    deps = entrance.deps
+    browser.check_origin(entrance.request)
     email = wire.email(data.email)
     async with deps.database.snapshot() as connection:
         member = await sign_in.member_by_email(connection, email)
@@ -163,30 +212,15 @@ async def log_in(
     if member.status != "active":
         raise Refused(403, "This member is disabled.")
     rehashed = await passwords.hashed(data.password) if passwords.is_dated(hash) else None
-    token, former = new_session_token(), browser.session_token(request)
     async with deps.database.aside() as connection:
-        # The member first, then their sessions: as whoever disables them does.
-        session = await sign_in.begin(
-            connection,
-            member,
-            rehashed=rehashed,
-            digest=deps.vault.digest(token),
-            user_agent=browser.user_agent(request),
-            address=entrance.address,
-            at=at,
-            expires_at=at + SESSION_LIFE,
-        )
-        if session is not None and former is not None:
-            left = await sign_in.session_with(connection, deps.vault.digest(former))
-            if left is not None:
-                await sign_in.revoke(connection, left.id, left.member_id, at)
-    if session is None:
+        begun = await entrance.begin(connection, member, rehashed=rehashed)
+    if begun is None:
         raise Refused(401, _WRONG)
-    ends = session_end(session.expires_at, session.last_seen_at)
+    csrf_token = deps.vault.csrf_token(begun.token)
     return Document(
-        _document(member, deps.vault.csrf_token(token), ends),
+        _document(member, csrf_token, begun.ends_at, member.must_change_password),
         status_code=200,
-        cookies=[browser.session_cookie(request, token, SESSION_LIFE)],
+        cookies=[begun.cookie],
     )
 
 
@@ -195,7 +229,8 @@ async def show_session(desk: NamedDependency[Desk]) -> SignIn:
     async with desk.deps.database.snapshot() as connection:
         member = await sign_in.member(connection, desk.member_id)
     assert member is not None, "members are never deleted"
-    return _document(member, desk.session.csrf_token, desk.session.ends_at)
+    here = desk.session
+    return _document(member, here.csrf_token, here.ends_at, here.must_change_password)
 
 
 @post("/logout", status_code=204, summary="Sign out")
@@ -220,9 +255,10 @@ async def change_password(
         member = await sign_in.member(connection, desk.member_id)
     assert member is not None, "members are never deleted"
     known = member.password_hash
+    if known is None:
+        raise taken("current_password", "does not exist: you have no password, and need none")
     if not await entrance.prove(member.id, known, data.current_password):
         raise invalid("current_password", "is wrong")
-    assert known is not None, "nobody's password fits"
     if password == data.current_password:
         raise invalid("new_password", "is the one you have: choose another one")
     hash = await passwords.hashed(password)
@@ -245,10 +281,14 @@ async def change_password(
     await desk.write(work)
 
 
-async def end_sessions(change: Change, member_id: str) -> None:
-    """End the sessions of a member, but for the one in which it is done."""
+async def end_sessions(
+    change: Change, member_id: str, *, with_password: bool | None = None
+) -> None:
+    """End the sessions of a member, or those of one kind, but for the one in which it is done."""
     mine = change.desk.session_id
-    ended = await sign_in.revoke_all(change.connection, member_id, change.at, but=mine)
+    ended = await sign_in.revoke_all(
+        change.connection, member_id, change.at, but=mine, with_password=with_password
+    )
     if ended:
         await change.record("sessions_revoked", "member", member_id, before={"sessions": ended})
 
