@@ -191,8 +191,8 @@ class OpenIdProvider:
 
 
 @contextmanager
-def serve_openid() -> Iterator[OpenIdProvider]:
-    """Run a provider in a thread."""
+def serve_openid(host: str = "127.0.0.1") -> Iterator[OpenIdProvider]:
+    """Run a provider in a thread; `localhost` is another site to a browser."""
     provider = OpenIdProvider()
 
     class Handler(BaseHTTPRequestHandler):
@@ -236,7 +236,7 @@ def serve_openid() -> Iterator[OpenIdProvider]:
 
     server = Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    provider.issuer = f"http://127.0.0.1:{server.server_port}"
+    provider.issuer = f"http://{host}:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
