@@ -14,7 +14,7 @@ Invariants:
 - Nothing is sent to, or read from, an address that others can listen to on the way.
 - Every question is answered or given up within seconds; no answer is read beyond its bound, no
   redirect is followed, and only so many questions are open at a time.
-- No error and no log line holds a secret, a code, a token or what the provider wrote.
+- No error holds a secret, a code, a token, or what the provider wrote but for an error's name.
 """
 
 import asyncio
@@ -52,6 +52,25 @@ ALGORITHMS: Final = (
 KEY_TYPES: Final = ("RSA", "EC")
 HEADER_LENGTH_MAX: Final = 8192
 """Of a token: some carry a certificate in it."""
+
+ERRORS: Final = frozenset(
+    {
+        "access_denied",
+        "consent_required",
+        "interaction_required",
+        "invalid_client",
+        "invalid_grant",
+        "invalid_request",
+        "invalid_scope",
+        "login_required",
+        "server_error",
+        "temporarily_unavailable",
+        "unauthorized_client",
+        "unsupported_grant_type",
+        "unsupported_response_type",
+    }
+)
+"""The standards' own words: of what a provider says, these alone are logged."""
 
 WITHIN_S: Final = 10.0
 KEPT_S: Final = 3600.0
@@ -205,7 +224,7 @@ class IdentityProvider:
             form |= {"client_id": self.client_id, "client_secret": self._client_secret}
         status, body = await self._answer(request.form(form))
         if status in (400, 401, 403):
-            raise Unproven(f"no token is given for the code (status {status})")
+            raise Unproven(f"no token is given for the code: {status}, {_error_in(body)}")
         return _read(status, body, Tokens)
 
     async def _signed(self, metadata: Metadata, token: str) -> dict[str, Any]:
@@ -279,6 +298,18 @@ class IdentityProvider:
         # The library's messages name the address.
         except (PyreqwestError, ValueError) as error:
             raise Unreachable(type(error).__name__) from None
+
+
+def error_named(said: object) -> str:
+    """Return an error of a provider's, if it is one of the standards'."""
+    return said if isinstance(said, str) and said in ERRORS else "an error of no standard"
+
+
+def _error_in(body: bytes) -> str:
+    try:
+        return error_named(msgspec.json.decode(body, type=dict[str, Any]).get("error"))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return error_named(None)
 
 
 def _read(status: int, body: bytes, type: type[T]) -> T:

@@ -16,7 +16,7 @@ Invariants:
 - The provider is asked while nothing of the database is held.
 - Coming back makes a new session, as a password does, and ends the one that the browser is in.
 - Whatever goes wrong on the way, one comes back to the sign-in with a code from a closed list and
-  the request's id; nothing that the provider wrote is shown, or logged.
+  the request's id; nothing that the provider wrote is shown, and only errors by name are logged.
 """
 
 import base64
@@ -54,7 +54,7 @@ from app.core.identities import (
     person,
     untrue,
 )
-from app.identity_provider import IdentityProvider, Unproven, Unreachable
+from app.identity_provider import IdentityProvider, Unproven, Unreachable, error_named
 from app.ids import uuid7
 from app.store import catalogue, identities, journal, sign_in
 from app.store.database import Conflict, Connection, DatabaseUnavailable
@@ -191,14 +191,16 @@ async def come_back(
     provider = _provider(deps)
     way = Way.read(browser.flow_token(request))
     state = "" if way is None else way.state(deps.vault)
-    if way is None or not hmac.compare_digest((given_state or "").encode(), state.encode()):
+    if way is None or not hmac.compare_digest(
+        (given_state or "").encode("utf-8", "replace"), state.encode()
+    ):
         # Another way of this browser's may still go on: its cookie stays.
         return _back(request, "/", NotLetIn("expired", "the state is not this browser's"))
     gone = browser.flow_cookie(request, "", timedelta())
     try:
         await _use(entrance, way, state)
         if code is None or error is not None:
-            raise NotLetIn("declined", "the provider gave no code")
+            raise NotLetIn("declined", f"the provider gave no code: {error_named(error)}")
         cookie = await _enter(entrance, provider, way, code, iss)
     except NotLetIn as refused:
         return _back(request, way.page, refused, gone)

@@ -294,6 +294,9 @@ async def test_a_state_that_is_none_is_refused(doors: Doors) -> None:
         query = {"code": "x"} | ({} if state is None else {"state": state})
         answer = await browser.client.get("/api/auth/oidc/callback", params=query)
         assert why(answer) == "expired", state
+    for state in ("%ff", "%ed%a0%80", "%00"):
+        answer = await browser.client.get(f"/api/auth/oidc/callback?code=x&state={state}")
+        assert why(answer) == "expired", state
     assert doors.openid.asked.count("/token") == 0
 
 
@@ -660,23 +663,30 @@ async def test_a_database_that_is_away_is_told_of_on_the_page(doors: Doors) -> N
     await away.close()
 
 
-async def test_nothing_of_the_provider_is_shown_or_logged(doors: Doors) -> None:
-    doors.openid.answers = {
-        "/token": (400, b'{"error": "invalid_grant", "error_description": "hunter2"}')
-    }
-    browser = doors.browser()
-    left = await doors.leave(browser)
-    location = await doors.at_provider(left.headers["location"])
-    with capture_logs() as lines:
-        answer = await doors.come_back(browser, location)
-    assert why(answer) == "unproven"
-    [line] = [line for line in lines if line["event"] == "oidc_refused"]
-    assert line["why"] == "unproven"
-    assert line["request_id"] == answer.headers["x-request-id"]
-    query = dict(parse_qsl(urlsplit(location).query))
-    for secret in (SECRET, query["code"], query["state"], "hunter2"):
-        assert secret not in str(lines)
-        assert secret not in str(answer.headers)
+async def test_nothing_of_the_provider_is_shown_and_errors_are_logged_by_name_alone(
+    doors: Doors,
+) -> None:
+    for body, named in (
+        (b'{"error": "invalid_client", "error_description": "hunter2"}', "400, invalid_client"),
+        (b'{"error": "hunter2"}', "400, an error of no standard"),
+        (b'{"error": ["hunter2"]}', "400, an error of no standard"),
+        (b"hunter2 \xff", "400, an error of no standard"),
+    ):
+        doors.openid.answers = {"/token": (400, body)}
+        browser = doors.browser()
+        left = await doors.leave(browser)
+        location = await doors.at_provider(left.headers["location"])
+        with capture_logs() as lines:
+            answer = await doors.come_back(browser, location)
+        assert why(answer) == "unproven"
+        [line] = [line for line in lines if line["event"] == "oidc_refused"]
+        assert line["why"] == "unproven"
+        assert line["cause"] == f"no token is given for the code: {named}"
+        assert line["request_id"] == answer.headers["x-request-id"]
+        query = dict(parse_qsl(urlsplit(location).query))
+        for secret in (SECRET, query["code"], query["state"], "hunter2"):
+            assert secret not in str(lines)
+            assert secret not in str(answer.headers)
 
 
 # Who it is
