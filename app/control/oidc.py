@@ -50,7 +50,7 @@ from app.core.identities import (
     Register,
     SignInRefusal,
     decide,
-    page,
+    own_page,
     person,
     untrue,
 )
@@ -119,7 +119,7 @@ class Way(msgspec.Struct, frozen=True):
             shown = base64.urlsafe_b64decode(match[2] + "=" * (-len(match[2]) % 4)).decode()
         except (binascii.Error, UnicodeDecodeError):
             return None
-        return cls(value, datetime.fromtimestamp(int(match[1]), UTC), page(shown))
+        return cls(value, datetime.fromtimestamp(int(match[1]), UTC), own_page(shown))
 
     def state(self, vault: Vault) -> str:
         """Return what comes back from the provider."""
@@ -165,7 +165,7 @@ async def leave(
 ) -> Response[bytes]:
     """Leads to the provider, or back to the page with why not."""
     provider, vault = _provider(entrance.deps), entrance.deps.vault
-    way = Way.new(entrance.at, page(wanted))
+    way = Way.new(entrance.at, own_page(wanted))
     try:
         address = await provider.address(
             _redirect_uri(entrance.request),

@@ -169,7 +169,7 @@ def decide(
     return Link(namesake.id) if links else Refuse("unlinked")
 
 
-def page(wanted: str | None) -> str:
+def own_page(wanted: str | None) -> str:
     """Return the page of ours that an address names; what is none is the first one."""
     # A browser reads `//host`, `/\\host` and control characters in between as another site's.
     if wanted is None or len(wanted) > PAGE_LENGTH_MAX or not _PAGE.fullmatch(wanted):

@@ -15,7 +15,7 @@ from app.core.identities import (
     Refuse,
     Register,
     decide,
-    page,
+    own_page,
     person,
     untrue,
 )
@@ -187,7 +187,7 @@ def test_a_domain_is_the_same_in_whatever_case_it_is_written() -> None:
     ["/", "/calls?outcome=success", "/admin/members?id=1&next=//x", "/apiary", "/a//b", "/%2F%2Fx"],
 )
 def test_a_page_of_ours_is_led_to(wanted: str) -> None:
-    assert page(wanted) == wanted
+    assert own_page(wanted) == wanted
 
 
 @pytest.mark.parametrize(
@@ -218,4 +218,4 @@ def test_a_page_of_ours_is_led_to(wanted: str) -> None:
     ],
 )
 def test_what_is_no_page_of_ours_is_the_first_one(wanted: str | None) -> None:
-    assert page(wanted) == "/"
+    assert own_page(wanted) == "/"
