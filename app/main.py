@@ -25,7 +25,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 import app
 from app.control import CONTROL_EXCEPTION_HANDLERS, ControlDeps, control_router
 from app.control.browser import COOKIE, CSRF_HEADER, SECURE_COOKIE
-from app.control.desk import LedgerHealth
+from app.control.desk import IdentityRules, LedgerHealth
 from app.core.ledger import Surroundings
 from app.core.preflight import Paths
 from app.core.windows import Calendar
@@ -35,6 +35,7 @@ from app.gateway.door import Door
 from app.gateway.exchange import Exchange
 from app.gateway.realtime import Sessions
 from app.gateway.upstream import Upstream
+from app.identity_provider import IdentityProvider
 from app.mail import Mailer
 from app.monthly import Monthly
 from app.receivers import Receivers
@@ -125,6 +126,7 @@ class Gateway:
             reaper_period_s=settings.reaper_period_s,
             share_out=self.monthly.share_out,
         )
+        self.identity_provider = _identity_provider(settings)
         self.receivers = Receivers(settings.webhook_private_cidrs)
         self.mailer = (
             None if settings.smtp_url is None else Mailer(settings.smtp_url, settings.smtp_from)
@@ -163,6 +165,8 @@ class Gateway:
         await self.ledger.stop()
         await self.directory.stop()
         await self.upstream.close()
+        if self.identity_provider is not None:
+            await self.identity_provider.close()
         await self.database.close()
         await self.pool.close()
         self.spool.close()
@@ -182,6 +186,18 @@ class Gateway:
                 "SPENDGATE_SECRET_KEY is not the secret this database was set up with; "
                 "every replica needs the same one."
             )
+
+
+def _identity_provider(settings: Settings) -> IdentityProvider | None:
+    if settings.oidc_issuer is None:
+        return None
+    return IdentityProvider(
+        settings.oidc_issuer,
+        settings.oidc_client_id,
+        settings.oidc_client_secret,
+        name=settings.oidc_name,
+        scopes=settings.oidc_scopes,
+    )
 
 
 APIS = frozenset({"api", "v1", "livez", "readyz", "metrics"})
@@ -269,6 +285,8 @@ def create_app(settings: Settings, database_url: str) -> Front:
             receivers=gateway.receivers,
             mailer=gateway.mailer,
             trusted_proxies=settings.trusted_proxies,
+            identity_provider=gateway.identity_provider,
+            identity_rules=IdentityRules(settings.oidc_domains, settings.oidc_link_members),
         )
     )
     apis = Litestar(

@@ -34,7 +34,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 LogFormat = Literal["json", "console"]
 
 SECRET_LENGTH_MIN: Final = 8
-SECRETS: Final = frozenset({"SECRET_KEY", "DATABASE_URL", "SMTP_URL"})
+SECRETS: Final = frozenset({"SECRET_KEY", "DATABASE_URL", "SMTP_URL", "OIDC_CLIENT_SECRET"})
 """Variables that are secrets or hold one: no error quotes them."""
 
 
@@ -193,6 +193,58 @@ def _directory(text: str) -> Path:
         raise ValueError("names a home directory that is not known here") from None
 
 
+def is_confidential(url: str) -> bool:
+    """Tell whether what is sent to an address is read by nobody on the way: https, or this host."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return False
+    if not host or parts.username is not None or not re.fullmatch(r"[\x21-\x7e]+", url):
+        return False
+    if parts.scheme == "https":
+        return True
+    try:
+        here = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        here = False
+    return parts.scheme == "http" and here
+
+
+def _issuer(text: str) -> str:
+    if not is_confidential(text):
+        raise ValueError("must be an address that begins with https:// (http:// on this host only)")
+    if "?" in text or "#" in text:
+        raise ValueError("must have neither a query nor a fragment")
+    return text
+
+
+def _printable(most: int) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if len(text) > most or not text.isprintable():
+            raise ValueError(f"must be at most {most} printable characters")
+        return text
+
+    return parse
+
+
+def _scopes(text: str) -> str:
+    scopes = text.split()
+    if "openid" not in scopes or not re.fullmatch(r"[\x21\x23-\x5b\x5d-\x7e ]+", text):
+        raise ValueError("must be words with spaces between them, openid among them")
+    return " ".join(scopes)
+
+
+def _domains(text: str) -> tuple[str, ...]:
+    domains = tuple(filter(None, (part.strip().lower() for part in text.split(","))))
+    for domain in domains:
+        if not re.fullmatch(
+            r"([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]*[a-z0-9])?", domain
+        ):
+            raise ValueError("must be domains such as example.com, with commas between them")
+    return domains
+
+
 def _host(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._:%-]+", text):
         raise ValueError("must be an address or a host name, without a port")
@@ -323,6 +375,58 @@ VARIABLES: Final[tuple[Variable, ...]] = (
         default="none",
     ),
     Variable(
+        name="OIDC_ISSUER",
+        help="OpenID provider that members may sign in with: the issuer as it names itself; its "
+        "redirect address is /api/auth/oidc/callback; unset, they sign in with passwords alone",
+        parse=_issuer,
+        example="https://accounts.example.com",
+        default="none",
+    ),
+    Variable(
+        name="OIDC_CLIENT_ID",
+        help="what the OpenID provider knows this installation by",
+        parse=_printable(500),
+        example="spendgate",
+        default="spendgate",
+    ),
+    Variable(
+        name="OIDC_CLIENT_SECRET",
+        help="secret that goes with it; unset, it is a public client (PKCE is always used)",
+        parse=_printable(2000),
+        example="the secret that the provider shows for this client",
+        default="none",
+    ),
+    Variable(
+        name="OIDC_NAME",
+        help="what the button to sign in calls the OpenID provider",
+        parse=_printable(60),
+        example="Example account",
+        default="SSO",
+    ),
+    Variable(
+        name="OIDC_SCOPES",
+        help="what the OpenID provider is asked for, with spaces between",
+        parse=_scopes,
+        example="openid email profile",
+        default="openid email profile",
+    ),
+    Variable(
+        name="OIDC_DOMAINS",
+        help="domains, with commas between them: whoever has a verified address in one becomes a "
+        "member with their first sign-in; nobody in a subdomain does",
+        parse=_domains,
+        example="example.com,example.org",
+        default="none",
+    ),
+    Variable(
+        name="OIDC_LINK_MEMBERS",
+        help="whether a member signs in by the OpenID provider for the first time if it has "
+        "verified their address; false: only members it has registered do",
+        parse=_flag,
+        example="true",
+        default="true",
+    ),
+    Variable(
         name="MAX_BODY_BYTES",
         help="largest request body taken, in bytes or with KiB, MiB or GiB",
         parse=_bytes,
@@ -432,6 +536,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     smtp_url: MailServer | None = None
     smtp_from: str = "spendgate@localhost"
     trusted_proxies: tuple[Network, ...] = ()
+    oidc_issuer: str | None = None
+    oidc_client_id: str = "spendgate"
+    oidc_client_secret: str | None = None
+    oidc_name: str = "SSO"
+    oidc_scopes: str = "openid email profile"
+    oidc_domains: tuple[str, ...] = ()
+    oidc_link_members: bool = True
     max_body_bytes: int = 32 * 2**20
     upstream_connect_timeout_s: float = 10.0
     upstream_timeout_s: float = 600.0
@@ -498,7 +609,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         shown = (
             f"{name}={getattr(self, name)!r}"
             for name in self.__struct_fields__
-            if name not in {"secret", "database_url", "smtp_url"}
+            if name not in {"secret", "database_url", "smtp_url", "oidc_client_secret"}
         )
         return f"Settings({', '.join(shown)})"
 

@@ -22,6 +22,7 @@ from app.settings import (
 )
 
 HOME = {"HOME": "/home/ada"}
+UNSET = {"DATABASE_URL", "SECRET_KEY", "SMTP_URL", "OIDC_ISSUER", "OIDC_CLIENT_SECRET"}
 
 
 def test_every_field_has_one_variable_and_every_variable_a_field() -> None:
@@ -33,9 +34,9 @@ def test_with_nothing_set_every_default_is_the_one_that_the_help_shows() -> None
     settings = Settings.from_env(HOME)
     assert settings.data_dir == Path("/home/ada/.local/share/spendgate")
     for variable in VARIABLES:
-        if variable.name in {"DATABASE_URL", "SECRET_KEY", "SMTP_URL"}:
+        if variable.name in UNSET:
             assert getattr(settings, variable.field) is None
-        elif variable.name in {"WEBHOOK_PRIVATE_CIDRS", "TRUSTED_PROXIES"}:
+        elif variable.name in {"WEBHOOK_PRIVATE_CIDRS", "TRUSTED_PROXIES", "OIDC_DOMAINS"}:
             assert getattr(settings, variable.field) == ()
         elif variable.name != "DATA_DIR":
             assert getattr(settings, variable.field) == variable.parse(variable.default)
@@ -68,6 +69,12 @@ def test_every_example_is_right_and_every_help_is_one_line(variable) -> None:
         ("SMTP_URL", "smtps://mail", MailServer("mail", 465, True, None, None)),
         ("SMTP_URL", "smtp://[::1]:2525", MailServer("::1", 2525, False, None, None)),
         ("SMTP_FROM", "a.b+c@example.com", "a.b+c@example.com"),
+        ("OIDC_ISSUER", "https://id.example.com/realms/a/", "https://id.example.com/realms/a/"),
+        ("OIDC_ISSUER", "http://127.0.0.1:9000", "http://127.0.0.1:9000"),
+        ("OIDC_ISSUER", "http://localhost:9000", "http://localhost:9000"),
+        ("OIDC_ISSUER", "http://[::1]:9000", "http://[::1]:9000"),
+        ("OIDC_SCOPES", "openid  email", "openid email"),
+        ("OIDC_DOMAINS", " Example.com,, b.example.org ", ("example.com", "b.example.org")),
         (
             "WEBHOOK_PRIVATE_CIDRS",
             "10.0.0.0/8, fd00::/8",
@@ -109,6 +116,20 @@ def test_a_value_is_read(name: str, text: str, value: object) -> None:
         ("SMTP_URL", "smtp://u:hunter2@mail/x", "nothing after the host"),
         ("SMTP_URL", "smtp://hunter2@mail", "a user name and a password, or neither"),
         ("SMTP_FROM", "Spendgate <a@example.com>", "must be an address such as"),
+        ("OIDC_ISSUER", "http://id.example.com", "begins with https://"),
+        ("OIDC_ISSUER", "http://127.0.0.1.example.com", "begins with https://"),
+        ("OIDC_ISSUER", "https://", "begins with https://"),
+        ("OIDC_ISSUER", "https://u:p@id.example.com", "begins with https://"),
+        ("OIDC_ISSUER", "https://id.example.com:x", "begins with https://"),
+        ("OIDC_ISSUER", "https://id.example.com/ä", "begins with https://"),
+        ("OIDC_ISSUER", "ftp://localhost", "begins with https://"),
+        ("OIDC_ISSUER", "https://id.example.com/?tenant=a", "neither a query nor"),
+        ("OIDC_CLIENT_ID", "a\tb", "at most 500 printable"),
+        ("OIDC_CLIENT_SECRET", "hunter2\n!", "at most 2000 printable"),
+        ("OIDC_NAME", "x" * 61, "at most 60 printable"),
+        ("OIDC_SCOPES", "email", "openid among them"),
+        ("OIDC_DOMAINS", "@example.com", "must be domains"),
+        ("OIDC_DOMAINS", "*.example.com", "must be domains"),
         ("SMTP_FROM", "a@b@c", "must be an address such as"),
         ("DATA_DIR", "~no-such-user-here/x", "not known here"),
     ],

@@ -1,13 +1,13 @@
 """Invitations: links by which members choose a password, a first one or another one.
 
 Revision: 0009
-Follows: 0007
+Follows: 0008
 """
 
 from alembic import op
 
 revision = "0009"
-down_revision = "0007"
+down_revision = "0008"
 branch_labels = None
 depends_on = None
 

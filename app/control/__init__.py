@@ -1,8 +1,8 @@
 """The control plane: `/api/*`, where admins set up and members look.
 
-Owns the protocol of it: who is let in (`desk`, `auth`, `acceptance`), what bodies and documents
-look like (`wire`, `admin`, `invitations`, `pools`, `top_ups`, `alerts`, `own_keys`, `reports`), and
-how it says no (`errors`). Owns no SQL and no rule of the ledger.
+Owns the protocol of it: who is let in (`desk`, `auth`, `acceptance`, `oidc`), what bodies and
+documents look like (`wire`, `admin`, `invitations`, `pools`, `top_ups`, `alerts`, `own_keys`,
+`reports`), and how it says no (`errors`). Owns no SQL and no rule of the ledger.
 
 A change takes one path: the gate names the actor, the handler checks single values, and one
 transaction checks them against what there is, writes, and leaves the audit event.
@@ -28,6 +28,7 @@ from app.control.errors import (
 )
 from app.control.invitations import invitation_router
 from app.control.live import live_router
+from app.control.oidc import identity_router, oidc_router
 from app.control.overview import overview_router
 from app.control.own_keys import own_keys_router
 from app.control.own_models import own_models_router
@@ -69,6 +70,7 @@ def control_router(deps: ControlDeps) -> Router:
                     provider_test_router(),
                     bulk_router(),
                     preview_router(),
+                    identity_router(),
                 ],
                 guards=[gate.admin],
                 security=either,
@@ -87,6 +89,7 @@ def control_router(deps: ControlDeps) -> Router:
             ),
             auth_router(gate),
             acceptance_router(deps),
+            oidc_router(gate),
             Router("/", route_handlers=[live_router(gate)], security=either),
         ],
         dependencies={"desk": Provide(desk_for(deps))},

@@ -23,7 +23,7 @@ from litestar.params import JSONBody
 from msgspec import UNSET, UnsetType
 
 from app.control import browser, passwords, wire
-from app.control.auth import Entrance, SignIn, end_sessions, entrance_for
+from app.control.auth import Begun, Entrance, SignIn, end_sessions, entrance_for
 from app.control.desk import Actor, Change, ControlDeps, Desk
 from app.control.errors import Refused, documented
 from app.control.wire import Input
@@ -31,7 +31,6 @@ from app.core.access import Role
 from app.core.invitations import Purpose
 from app.store import catalogue, sign_in
 from app.store.invitations import InvitationRecord, invitations, with_digest
-from app.store.vault import new_session_token
 
 
 class InvitationToken(Input):
@@ -100,13 +99,13 @@ async def accept_invitation(
     known = await _found(entrance, data.token)
     async with deps.sign_ins:
         hash = await passwords.hashed(password)
-    token, digest = new_session_token(), deps.vault.digest(data.token)
+    digest = deps.vault.digest(data.token)
     # Whoever holds the link acts for the member, in this and in nothing else.
     request.scope["user"] = Actor(
         "invitation", known.member_id, known.email, known.role, known.member_id
     )
 
-    async def work(change: Change) -> tuple[sign_in.Member, sign_in.Session]:
+    async def work(change: Change) -> tuple[sign_in.Member, Begun]:
         # It may have been spent, revoked or replaced since it was looked at.
         _usable(await with_digest(change.connection, digest), change.at)
         await _choose(change, known.member_id, hash, name)
@@ -124,13 +123,12 @@ async def accept_invitation(
         await sign_in.forgive(change.connection, account)
         member = await sign_in.member(change.connection, known.member_id)
         assert member is not None, "members are never deleted"
-        session = await entrance.begin(change.connection, member, token)
-        if session is None:
+        begun = await entrance.begin(change.connection, member)
+        if begun is None:
             raise Refused(403, "This member is disabled.")
-        return member, session
+        return member, begun
 
-    member, session = await Desk(deps, request).write(work)
-    return entrance.enter(member, token, session)
+    return entrance.enter(*await Desk(deps, request).write(work))
 
 
 async def _choose(change: Change, member_id: str, hash: str, name: str | UnsetType) -> None:

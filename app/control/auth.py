@@ -22,6 +22,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 from litestar import Request, Response, Router, delete, get, post
+from litestar.datastructures import Cookie
 from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath, FromQuery, JSONBody
 from prometheus_client import Counter
@@ -128,47 +129,6 @@ class Entrance:
             FAILURES.inc()
         return found
 
-    async def begin(
-        self,
-        connection: Connection,
-        member: sign_in.Member,
-        token: str,
-        *,
-        rehashed: str | None = None,
-    ) -> sign_in.Session | None:
-        """Begin a session, and end the one of the cookie that came along.
-
-        None: the member was disabled or has another password by now.
-        """
-        vault, former = self.deps.vault, browser.session_token(self.request)
-        # The member first, then their sessions: as whoever disables them does.
-        session = await sign_in.begin(
-            connection,
-            member,
-            rehashed=rehashed,
-            digest=vault.digest(token),
-            user_agent=browser.user_agent(self.request),
-            address=self.address,
-            at=self.at,
-            expires_at=self.at + SESSION_LIFE,
-        )
-        if session is not None and former is not None:
-            left = await sign_in.session_with(connection, vault.digest(former))
-            if left is not None:
-                await sign_in.revoke(connection, left.id, left.member_id, self.at)
-        return session
-
-    def enter(
-        self, member: sign_in.Member, token: str, session: sign_in.Session
-    ) -> Response[SignIn]:
-        """Answer with the session that has begun, and its cookie."""
-        ends = session_end(session.expires_at, session.last_seen_at)
-        return Document(
-            _document(member, self.deps.vault.csrf_token(token), ends),
-            status_code=200,
-            cookies=[browser.session_cookie(self.request, token, SESSION_LIFE)],
-        )
-
     async def prove(self, account: str, hash: str | None, password: str) -> bool:
         """Tell whether a password is an account's. Refuses if too many were not."""
         digest = self.deps.vault.digest(f"account {account}")
@@ -188,6 +148,60 @@ class Entrance:
         FAILURES.inc()
         return False
 
+    async def begin(
+        self,
+        connection: Connection,
+        member: sign_in.Member,
+        *,
+        rehashed: str | None = None,
+        with_password: bool = True,
+    ) -> "Begun | None":
+        """Begin a session in place of the one that the browser is in.
+
+        None: the member was disabled, or has another password by now.
+        """
+        deps, token, former = self.deps, new_session_token(), browser.session_token(self.request)
+        # The member first, then their sessions: as whoever disables them does.
+        session = await sign_in.begin(
+            connection,
+            member,
+            rehashed=rehashed,
+            digest=deps.vault.digest(token),
+            user_agent=browser.user_agent(self.request),
+            address=self.address,
+            at=self.at,
+            expires_at=self.at + SESSION_LIFE,
+            with_password=with_password,
+        )
+        if session is None:
+            return None
+        if former is not None:
+            left = await sign_in.session_with(connection, deps.vault.digest(former))
+            if left is not None:
+                await sign_in.revoke(connection, left.id, left.member_id, self.at)
+        return Begun(
+            token,
+            browser.session_cookie(self.request, token, SESSION_LIFE),
+            session_end(session.expires_at, session.last_seen_at),
+        )
+
+    def enter(self, member: sign_in.Member, begun: "Begun") -> Response[SignIn]:
+        """Answer with a session that has begun, and its cookie."""
+        csrf_token = self.deps.vault.csrf_token(begun.token)
+        return Document(
+            _document(member, csrf_token, begun.ends_at, member.must_change_password),
+            status_code=200,
+            cookies=[begun.cookie],
+        )
+
+
+class Begun(msgspec.Struct, frozen=True):
+    """A session that has just begun."""
+
+    token: str
+    cookie: Cookie
+    ends_at: datetime
+
 
 def _locked(until: datetime, at: datetime) -> Refused:
     seconds = ceil((until - at).total_seconds())
@@ -200,12 +214,14 @@ def _locked(until: datetime, at: datetime) -> Refused:
     )
 
 
-def _document(member: sign_in.Member, csrf_token: str, expires_at: datetime) -> SignIn:
+def _document(
+    member: sign_in.Member, csrf_token: str, expires_at: datetime, must_change_password: bool
+) -> SignIn:
     return SignIn(
         SignedInMember(member.id, member.email, member.display_name, member.role),
         csrf_token,
         expires_at,
-        member.must_change_password,
+        must_change_password,
     )
 
 
@@ -232,12 +248,11 @@ async def log_in(
     if member.status != "active":
         raise Refused(403, "This member is disabled.")
     rehashed = await passwords.hashed(data.password) if passwords.is_dated(hash) else None
-    token = new_session_token()
     async with deps.database.aside() as connection:
-        session = await entrance.begin(connection, member, token, rehashed=rehashed)
-    if session is None:
+        begun = await entrance.begin(connection, member, rehashed=rehashed)
+    if begun is None:
         raise Refused(401, _WRONG)
-    return entrance.enter(member, token, session)
+    return entrance.enter(member, begun)
 
 
 @get("/session", summary="Show the session, and its CSRF token")
@@ -245,7 +260,8 @@ async def show_session(desk: NamedDependency[Desk]) -> SignIn:
     async with desk.deps.database.snapshot() as connection:
         member = await sign_in.member(connection, desk.member_id)
     assert member is not None, "members are never deleted"
-    return _document(member, desk.session.csrf_token, desk.session.ends_at)
+    here = desk.session
+    return _document(member, here.csrf_token, here.ends_at, here.must_change_password)
 
 
 @post("/logout", status_code=204, summary="Sign out")
@@ -270,9 +286,10 @@ async def change_password(
         member = await sign_in.member(connection, desk.member_id)
     assert member is not None, "members are never deleted"
     known = member.password_hash
+    if known is None:
+        raise taken("current_password", "does not exist: you have no password, and need none")
     if not await entrance.prove(member.id, known, data.current_password):
         raise invalid("current_password", "is wrong")
-    assert known is not None, "nobody's password fits"
     if password == data.current_password:
         raise invalid("new_password", "is the one you have: choose another one")
     hash = await passwords.hashed(password)
@@ -296,10 +313,14 @@ async def change_password(
     await desk.write(work)
 
 
-async def end_sessions(change: Change, member_id: str) -> None:
-    """End the sessions of a member, but for the one in which it is done."""
+async def end_sessions(
+    change: Change, member_id: str, *, with_password: bool | None = None
+) -> None:
+    """End the sessions of a member, or those of one kind, but for the one in which it is done."""
     mine = change.desk.session_id
-    ended = await sign_in.revoke_all(change.connection, member_id, change.at, but=mine)
+    ended = await sign_in.revoke_all(
+        change.connection, member_id, change.at, but=mine, with_password=with_password
+    )
     if ended:
         await change.record("sessions_revoked", "member", member_id, before={"sessions": ended})
 

@@ -1,12 +1,12 @@
 """The browser: what it keeps for a session, and what it says of where a request comes from.
 
-Owns the cookie, the CSRF header, the Origin, and the address of the client. Owns no session and no
+Owns the cookies, the CSRF header, the Origin, and the address of the client. Owns no session and no
 secret.
 
 Invariants:
 
-- The cookie is out of reach of scripts and of other sites' requests; over https it is bound to this
-  host by its name, and one by another name opens nothing.
+- The cookies are out of reach of scripts and of other sites' requests; over https they are bound to
+  this host by their names, and one by another name opens nothing.
 - What a client says of its address is not believed; what a proxy of ours says of it is.
 """
 
@@ -25,13 +25,15 @@ from app.settings import Network
 
 COOKIE: Final = "spendgate"
 SECURE_COOKIE: Final = "__Host-spendgate"
+FLOW: Final = "-oidc"
+"""What is added to the name for the cookie of who is at their identity provider."""
 CSRF_HEADER: Final = "X-CSRF-Token"
 USER_AGENT_LENGTH_MAX: Final = 300
 
 AnyConnection = ASGIConnection[Any, Any, Any, Any]
 
 
-# The cookie
+# The cookies
 
 
 def session_token(connection: AnyConnection) -> str | None:
@@ -41,13 +43,28 @@ def session_token(connection: AnyConnection) -> str | None:
 
 def session_cookie(connection: AnyConnection, token: str, lasts: timedelta) -> Cookie:
     """Return the cookie that keeps a token for a while; for no time, it takes it away."""
+    return _cookie(connection, _cookie_name(connection), token, lasts)
+
+
+def flow_token(connection: AnyConnection) -> str | None:
+    """Return what a browser was sent to its identity provider with."""
+    return connection.cookies.get(_cookie_name(connection) + FLOW) or None
+
+
+def flow_cookie(connection: AnyConnection, token: str, lasts: timedelta) -> Cookie:
+    """Return the cookie that keeps it for a while; for no time, it takes it away."""
+    return _cookie(connection, _cookie_name(connection) + FLOW, token, lasts)
+
+
+def _cookie(connection: AnyConnection, name: str, value: str, lasts: timedelta) -> Cookie:
     return Cookie(
-        _cookie_name(connection),
-        value=token,
+        name,
+        value=value,
         path="/",
         max_age=int(lasts.total_seconds()),
         secure=_is_https(connection),
         httponly=True,
+        # Another site's page does not make a browser send it, but a way that leads here does.
         samesite="lax",
     )
 

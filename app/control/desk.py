@@ -9,7 +9,7 @@ Invariants:
 - No handler runs for someone who is not let in: `/api/admin/*` takes admins (and, to read,
   auditors), `/api/me/*` takes members, and a member's key only reads there.
 - What a session changes is asked for by our own page: a cookie alone changes nothing.
-- Whoever has to change their password does that first.
+- Whoever has to change their password, and came in with it, does that first.
 - Whatever way someone came in, the handlers see an `Actor` and nothing else. A further way is a
   further function in `Gate.ways`.
 - A change that an `If-Match` forbids is not made.
@@ -37,6 +37,7 @@ from app.core.access import Provider, Role, key_refusal
 from app.core.looks import Look
 from app.core.sign_in import session_end
 from app.core.windows import Calendar
+from app.identity_provider import IdentityProvider
 from app.mail import Mailer
 from app.receivers import Receivers
 from app.settings import Network
@@ -64,6 +65,15 @@ class LedgerHealth(msgspec.Struct, frozen=True):
     """Those that wait on the disk of this process for the database."""
 
 
+class IdentityRules(msgspec.Struct, frozen=True):
+    """Whom an identity provider brings in whom it has not brought before."""
+
+    domains: tuple[str, ...] = ()
+    """Whose addresses make a member."""
+    links: bool = True
+    """Whether members are known by their address."""
+
+
 @dataclass(frozen=True)
 class ControlDeps:
     """What the control plane is given."""
@@ -82,6 +92,9 @@ class ControlDeps:
     """Hands letters in at the mail server; None: there is none, and nothing can be mailed."""
     trusted_proxies: tuple[Network, ...] = ()
     """Whose word on the address of a client is taken."""
+    identity_provider: IdentityProvider | None = None
+    """Whom members may sign in with, beside their passwords."""
+    identity_rules: IdentityRules = field(default_factory=IdentityRules)
     sign_ins: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(SIGN_INS_AT_ONCE))
 
 
@@ -239,7 +252,7 @@ class Gate:
             session.id,
             csrf_token,
             session_end(session.expires_at, seen_at),
-            member.must_change_password,
+            member.must_change_password and session.with_password,
         )
         return Actor("session", member.id, member.email, member.role, member.id)
 

@@ -70,6 +70,24 @@ member_sessions: Final = Table(
     Column("last_seen_at", _instant),
     Column("expires_at", _instant),
     Column("revoked_at", _instant),
+    Column("with_password", Boolean),
+)
+
+identities: Final = Table(
+    "identities",
+    metadata,
+    Column("id", _id, primary_key=True),
+    Column("member_id", _id),
+    Column("issuer", Text),
+    Column("subject", Text),
+    Column("created_at", _instant),
+)
+
+used_states: Final = Table(
+    "used_states",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True),
+    Column("at", _instant),
 )
 
 sign_in_failures: Final = Table(

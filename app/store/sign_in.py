@@ -50,6 +50,8 @@ class Session(msgspec.Struct, frozen=True):
     last_seen_at: datetime
     expires_at: datetime
     revoked_at: datetime | None
+    with_password: bool
+    """Or else by an identity provider."""
 
 
 # Members
@@ -149,6 +151,7 @@ async def begin(
     address: str,
     at: datetime,
     expires_at: datetime,
+    with_password: bool = True,
 ) -> Session | None:
     """Begin a session, unless the member was disabled or has another password by now.
 
@@ -178,6 +181,7 @@ async def begin(
         last_seen_at=at,
         expires_at=expires_at,
         revoked_at=None,
+        with_password=with_password,
     )
     await connection.execute(insert(table).values(**msgspec.structs.asdict(session), digest=digest))
     return session
@@ -242,12 +246,19 @@ async def revoke(connection: Connection, session_id: str, member_id: str, at: da
 
 
 async def revoke_all(
-    connection: Connection, member_id: str, at: datetime, *, but: str | None = None
+    connection: Connection,
+    member_id: str,
+    at: datetime,
+    *,
+    but: str | None = None,
+    with_password: bool | None = None,
 ) -> list[str]:
-    """End the sessions of a member, but for one; return which."""
+    """End the sessions of a member, but for one, or of one kind only; return which."""
     table = schema.member_sessions
     statement = update(table).where(table.c.member_id == member_id, table.c.revoked_at.is_(None))
     if but is not None:
         statement = statement.where(table.c.id != but)
+    if with_password is not None:
+        statement = statement.where(table.c.with_password == with_password)
     ended = await connection.execute(statement.values(revoked_at=at).returning(table.c.id))
     return list(ended.scalars())

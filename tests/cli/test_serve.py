@@ -55,6 +55,34 @@ def admin_token(**settings: str) -> str:
     return made.stdout.strip()
 
 
+def test_it_starts_while_its_identity_provider_is_away_and_tells_nobody_its_secret(
+    start: Start, database_url: str, tmp_path: Path
+) -> None:
+    secret = "the secret of a client"
+    server = start(
+        "serve",
+        "--port",
+        0,
+        DATABASE_URL=database_url,
+        DATA_DIR=str(tmp_path),
+        SECRET_KEY=SECRET,
+        OIDC_ISSUER="http://127.0.0.1:9",
+        OIDC_CLIENT_SECRET=secret,
+        OIDC_NAME="Example",
+        LOG_LEVEL="debug",
+    )
+    url = server.address()
+    assert request(f"{url}/api/auth/oidc") == (200, {"name": "Example"})
+    answer = http.client.HTTPConnection(url.removeprefix("http://"))
+    answer.request("GET", "/api/auth/oidc/login?next=/keys")
+    location = answer.getresponse().getheader("location") or ""
+    answer.close()
+    assert location.startswith("/keys#sign-in=unreachable&request-id=req_")
+    assert server.stop() == 0
+    assert "oidc_refused" in server.output
+    assert secret not in server.output
+
+
 class Call(threading.Thread):
     """A call in flight, and what became of it."""
 

@@ -78,6 +78,13 @@ export const membersQuery = queryOptions({
     ),
 })
 
+export const identitiesQuery = (id: string) =>
+  queryOptions({
+    queryKey: ['admin', 'identities', id],
+    queryFn: async () =>
+      (await ok(api.GET('/api/admin/members/{id}/identities', { params: { path: { id } } }))).items,
+  })
+
 /** All allocations, or those of one member. */
 export const allocationsQuery = (member_id?: string) =>
   queryOptions({

@@ -70,6 +70,20 @@ export function enter(session: Session | null): void {
 
 setOnSignedOut(() => enter(null))
 
+/** Whom one can sign in with, beside a password. */
+export const identityProviderQuery = queryOptions({
+  queryKey: ['identity-provider'],
+  staleTime: Infinity,
+  refetchInterval: false,
+  queryFn: () => ok(api.GET('/api/auth/oidc')),
+})
+
+/** How one signs in: with a password, with an identity provider, or with both. */
+export const waysQuery = queryOptions({
+  queryKey: ['ways'],
+  queryFn: () => ok(api.GET('/api/auth/ways')),
+})
+
 export const signInsQuery = queryOptions({
   queryKey: ['sign-ins'],
   queryFn: () =>

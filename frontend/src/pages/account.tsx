@@ -3,7 +3,7 @@ import { useMutation, useQuery } from '@tanstack/react-query'
 import { useState } from 'react'
 
 import { api, ok } from '@/api/client'
-import { signInsQuery, useRefresh } from '@/api/queries'
+import { signInsQuery, useRefresh, waysQuery } from '@/api/queries'
 import { useWords } from '@/i18n'
 import { useSession } from '@/shell/gate'
 import { PasswordFields, usePasswordForm } from '@/shell/password'
@@ -21,8 +21,25 @@ export default function Account() {
   return (
     <Page title={t('nav.account')} about={`${member.email} · ${t(`roles.${member.role}`)}`}>
       <SignIns />
-      <Password />
+      <Ways />
     </Page>
+  )
+}
+
+/** Who has no password is not asked for it. */
+function Ways() {
+  const { t } = useWords()
+  const ways = useQuery(waysQuery)
+  const names = ways.data?.identities.map((one) => one.name).join(t('common.and'))
+  return (
+    <>
+      {names && (
+        <Card title={t('ways.title')}>
+          <p>{t(ways.data?.has_password ? 'ways.both' : 'ways.alone', { name: names })}</p>
+        </Card>
+      )}
+      {ways.data?.has_password === false ? null : <Password />}
+    </>
   )
 }
 

@@ -24,6 +24,7 @@ import { toast } from '@/ui/toast'
 import { LinkFor } from './invitations'
 import { KeyForm, KeyShown } from './member-key-form'
 import { MemberForm } from './member-form'
+import { MemberIdentities } from './member-identities'
 import { Facts, useMayWrite } from './setup-parts'
 
 export function StatusBadge({ status }: { status: Member['status'] }) {
@@ -127,6 +128,10 @@ function Person({ member }: { member: Member }) {
             : member.must_change_password
               ? t('adminMembers.mustChange')
               : t('adminMembers.ownPassword')}
+        </dd>
+        <dt className="sm:self-center">{t('adminMembers.identities')}</dt>
+        <dd>
+          <MemberIdentities memberId={member.id} />
         </dd>
         <dt>{t('adminSetup.added')}</dt>
         <dd>

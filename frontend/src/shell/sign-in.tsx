@@ -10,6 +10,8 @@ import { TextField } from '@/ui/field'
 import { Logo } from '@/ui/icons'
 import { Problem } from '@/ui/page'
 
+import { ProviderRefusal, ProviderSignIn } from './provider-sign-in'
+
 /** The frame around what is seen without a session. */
 export function Outside({ title, children }: { title?: string; children: ReactNode }) {
   const { t, language } = useWords()
@@ -67,7 +69,7 @@ export function SignIn() {
   return (
     <Outside title={t('auth.title')}>
       <form onSubmit={submit} className="flex flex-col gap-4">
-        {signIn.error && <SignInError error={signIn.error} />}
+        {signIn.error ? <SignInError error={signIn.error} /> : <ProviderRefusal />}
         <TextField
           label={t('auth.email')}
           type="email"
@@ -91,6 +93,7 @@ export function SignIn() {
         </Button>
         <p className="text-xs text-soft">{t('auth.forgot')}</p>
       </form>
+      <ProviderSignIn />
     </Outside>
   )
 }

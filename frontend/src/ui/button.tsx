@@ -89,6 +89,21 @@ export function LinkButton({
   )
 }
 
+/** Leaves the pages: the browser goes there, and what is open here is gone. */
+export function AwayButton({
+  look = 'plain',
+  icon,
+  href,
+  children,
+}: Pick<Own, 'look' | 'icon'> & { href: string; children: React.ReactNode }) {
+  return (
+    <a href={href} className={`${SHAPE} ${LOOKS[look]}`}>
+      {icon && <Icon name={icon} />}
+      {children}
+    </a>
+  )
+}
+
 export function TextLink({
   to,
   search,
