@@ -29,7 +29,7 @@ from msgspec import UNSET, UnsetType
 from app.control import passwords, wire
 from app.control.auth import end_sessions
 from app.control.desk import Change, Desk
-from app.control.errors import documented, invalid, taken, unknown
+from app.control.errors import Refused, documented, invalid, misfit, taken, unknown
 from app.control.limits import (
     BUDGET,
     LimitInput,
@@ -185,7 +185,9 @@ async def change_provider(
 
 async def _free_provider_name(change: Change, name: str) -> None:
     if await catalogue.provider_named(change.connection, name) is not None:
-        raise taken("name", f"{name!r} is another provider's")
+        raise taken(
+            "name", "name_taken", "{name!r} is another {what}'s", name=name, what="provider"
+        )
 
 
 async def _rotate_credential(change: Change, provider: ProviderRecord, api_key: str | None) -> None:
@@ -241,7 +243,9 @@ async def add_model(data: JSONBody[ModelInput], desk: NamedDependency[Desk]) -> 
     async def work(change: Change) -> ModelRecord:
         await _known_provider(change, values)
         if await catalogue.models.find(change.connection, slug) is not None:
-            raise taken("slug", f"{slug!r} is another model's")
+            raise taken(
+                "slug", "name_taken", "{name!r} is another {what}'s", name=slug, what="model"
+            )
         await catalogue.models.add(change.connection, slug=slug, **values)
         added = await _again(change, catalogue.models, slug)
         await change.record("model_created", "model", slug, after=added)
@@ -306,7 +310,7 @@ async def _known_provider(change: Change, values: Mapping[str, Any]) -> None:
     if provider_id is None:
         return
     if await catalogue.providers.find(change.connection, provider_id) is None:
-        raise invalid("provider_id", "is no provider's")
+        raise invalid("provider_id", "no_such_id", "is no {what}'s", what="provider")
 
 
 # Prices
@@ -342,7 +346,7 @@ async def add_price(data: JSONBody[PriceInput], desk: NamedDependency[Desk]) -> 
     try:
         check_rates(rates, UNITS)
     except InvalidRates as error:
-        raise invalid("rates", f"cannot make a price: {error}") from None
+        raise misfit("rates", error, "cannot make a price: ") from None
     rates = [Rate(rate.unit, _plain(rate.usd), rate.per) for rate in rates]
     from_ = desk.at
     if data.effective_from is not None:
@@ -351,9 +355,11 @@ async def add_price(data: JSONBody[PriceInput], desk: NamedDependency[Desk]) -> 
     async def work(change: Change) -> PriceDocument:
         connection = change.connection
         if await catalogue.unknown_models(connection, [wire.text("model", data.model)]):
-            raise invalid("model", f"{data.model[:200]!r} is no model's slug")
+            raise invalid(
+                "model", "unknown_slug", "{slug!r} is no model's slug", slug=data.model[:200]
+            )
         if await catalogue.has_price(connection, data.model, from_):
-            raise taken("effective_from", "is that of another price of this model")
+            raise taken("effective_from", "price_instant", "is that of another price of this model")
         await catalogue.add_price(
             connection, id=id, model=data.model, effective_from=from_, rates=rates
         )
@@ -503,7 +509,7 @@ async def _password_hash(password: str | None) -> str | None:
 async def _free_email(change: Change, email: str, member_id: str | None) -> None:
     owner = await catalogue.member_with(change.connection, email)
     if owner is not None and owner != member_id:
-        raise taken("email", f"{email} is another member's")
+        raise taken("email", "email_taken", "{email} is another member's", email=email)
 
 
 # Allocations
@@ -582,7 +588,7 @@ async def add_allocation(
 
     async def work(change: Change) -> AllocationRecord:
         if await catalogue.members.find(change.connection, member_id) is None:
-            raise invalid("member_id", "is no member's")
+            raise invalid("member_id", "no_such_id", "is no {what}'s", what="member")
         await _known_models(change, models)
         await _known_pool(change, pool_id)
         await catalogue.allocations.add(
@@ -767,12 +773,22 @@ async def _known_models(change: Change, models: Sequence[str]) -> None:
         wire.slug("models", slug)
     missing = await catalogue.unknown_models(change.connection, models)
     if missing:
-        raise invalid("models", f"names unknown models: {', '.join(map(repr, missing))}")
+        raise unknown_models(missing)
+
+
+def unknown_models(slugs: Sequence[str]) -> Refused:
+    """Refuse names of models that there are not."""
+    return invalid(
+        "models",
+        "unknown_models",
+        "names unknown models: {models}",
+        models=", ".join(map(repr, slugs)),
+    )
 
 
 async def _known_pool(change: Change, pool_id: str | None) -> None:
     if pool_id is not None and await catalogue.pools.find(change.connection, pool_id) is None:
-        raise invalid("pool_id", "is no pool's")
+        raise invalid("pool_id", "no_such_id", "is no {what}'s", what="pool")
 
 
 async def _fits_its_keys(change: Change, record: AllocationRecord, models: Sequence[str]) -> None:
@@ -784,8 +800,12 @@ async def _fits_its_keys(change: Change, record: AllocationRecord, models: Seque
         if model is not None:
             raise taken(
                 "models",
-                f"would give the key {key.name!r} ({key.id}) two allocations with the model "
-                f"{model!r}; take one of them off the key first",
+                "key_shares_model",
+                "would give the key {key!r} ({id}) two allocations with the model "
+                "{model!r}; take one of them off the key first",
+                key=key.name,
+                id=key.id,
+                model=model,
             )
 
 
@@ -940,7 +960,7 @@ async def make_key(
 
     async def work(change: Change) -> tuple[KeyRecord, str | UnsetType]:
         if await catalogue.members.find(change.connection, member_id) is None:
-            raise invalid("member_id", "is no member's")
+            raise invalid("member_id", "no_such_id", "is no {what}'s", what="member")
         await _fit_one_key(change, member_id, allocation_ids)
         await catalogue.keys.add(
             change.connection,
@@ -1059,9 +1079,11 @@ async def give_secret(desk: Desk, key_id: str, owner_id: str | None = None) -> K
     async def work(change: Change) -> KeyRecord:
         key = await key_to_change(change, key_id, owner_id)
         if key.revoked_at is not None:
-            raise taken("id", "is a revoked key's; add a new key instead")
+            raise taken("id", "key_revoked", "is a revoked key's; add a new key instead")
         if key.used_at is not None and owner_id is not None:
-            raise taken("id", "is a one-shot key's that was used; add a new key instead")
+            raise taken(
+                "id", "key_used", "is a one-shot key's that was used; add a new key instead"
+            )
         await catalogue.keys.change(
             change.connection,
             key_id,
@@ -1115,15 +1137,27 @@ async def _fit_one_key(change: Change, member_id: str, allocation_ids: Sequence[
     known = {record.id for record in records}
     for id in allocation_ids:
         if id not in known:
-            raise invalid("allocation_ids", f"names {id}, which is no allocation's")
+            raise invalid(
+                "allocation_ids",
+                "names_no_allocation",
+                "names {id}, which is no allocation's",
+                id=id,
+            )
     for record in records:
         if record.member_id != member_id:
-            raise invalid("allocation_ids", f"names {record.id}, which is another member's")
+            raise invalid(
+                "allocation_ids",
+                "names_anothers",
+                "names {id}, which is another member's",
+                id=record.id,
+            )
     model = _shared(records)
     if model is not None:
         raise taken(
             "allocation_ids",
-            f"names two allocations that both open the model {model!r}; a call must have one payer",
+            "allocations_share_model",
+            "names two allocations that both open the model {model!r}; a call must have one payer",
+            model=model,
         )
 
 

@@ -56,7 +56,7 @@ async def test_provider(
     if record is None:
         raise unknown("provider")
     if slug is not None and (model is None or model.provider_id != provider_id):
-        raise invalid("model", "is no model of this provider's")
+        raise invalid("model", "model_of_another", "is no model of this provider's")
     directory = desk.deps.directory
     await directory.look_again()
     provider = directory.providers.get(provider_id)

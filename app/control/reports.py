@@ -23,6 +23,7 @@ from app.control.desk import Change, Desk
 from app.control.download import cell, download, line
 from app.control.errors import Refused, documented, invalid, unknown
 from app.control.wire import Page
+from app.core.faults import Fault
 from app.core.refusals import Outcome
 from app.store import catalogue, journal, sessions, usage
 from app.store.journal import AuditEvent
@@ -207,7 +208,9 @@ def _usage_query(
     names = [name.strip() for name in group_by.split(",")]
     for name in names:
         if name not in DIMENSIONS:
-            raise invalid("group_by", f"must name some of {', '.join(DIMENSIONS)}")
+            raise invalid(
+                "group_by", "some_of", "must name some of {known}", known=", ".join(DIMENSIONS)
+            )
     calendar = desk.deps.calendar
     first = wire.instant_filter("from", since, calendar.zone)
     return UsageQuery(
@@ -226,8 +229,12 @@ async def _usage(desk: Desk, query: UsageQuery) -> UsageDocument:
     if len(items) > GROUPS_MAX:
         raise Refused(
             422,
-            f"These are more than {GROUPS_MAX} groups: ask for a shorter time, "
-            "or for usage.csv or usage.json, which have no end.",
+            Fault(
+                "too_many_groups",
+                "These are more than {most} groups: ask for a shorter time, "
+                "or for usage.csv or usage.json, which have no end.",
+                most=GROUPS_MAX,
+            ),
         )
     return UsageDocument(query.since, query.until, list(query.group_by), items)
 
