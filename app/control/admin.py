@@ -26,7 +26,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, FromQuery, JSONBody
 from msgspec import UNSET, UnsetType
 
-from app.control import passwords, wire
+from app.control import passwords, search, wire
 from app.control.auth import end_sessions
 from app.control.desk import Change, Desk
 from app.control.errors import Refused, documented, invalid, misfit, taken, unknown
@@ -73,6 +73,9 @@ from app.store.catalogue import (
     PriceRecord,
     ProviderRecord,
 )
+from app.store.search import AllocationQuery, Order
+from app.store.search import allocations as find_allocations
+from app.store.search import members as find_members
 from app.store.usage import KeyView
 from app.store.vault import hint_of, new_key
 
@@ -453,8 +456,21 @@ async def list_members(
     desk: NamedDependency[Desk],
     cursor: FromQuery[str | None] = None,
     limit: FromQuery[int] = wire.PAGE_DEFAULT,
+    q: search.Q = None,
+    role: FromQuery[Role | None] = None,
+    status: FromQuery[MemberStatus | None] = None,
 ) -> Page[MemberRecord]:
-    return await _page(desk, catalogue.members, cursor, limit)
+    after, called = wire.after(cursor), search.read_q(q)
+    async with desk.deps.database.snapshot() as connection:
+        found = await find_members(
+            connection,
+            called,
+            after=after,
+            limit=wire.page_limit(limit) + 1,
+            role=role,
+            status=status,
+        )
+    return wire.paged(found, limit, lambda member: member.id)
 
 
 @get("/members/{id:str}", summary="Show a member")
@@ -616,25 +632,38 @@ async def add_allocation(
     return (await _allocations(desk, [await desk.write(work)]))[0]
 
 
-@get("/allocations", summary="List allocations, newest first")
+@get(
+    "/allocations",
+    summary="Find allocations, newest first if not told otherwise",
+    dependencies=search.SOUGHT,
+)
 async def list_allocations(
     desk: NamedDependency[Desk],
+    sought: NamedDependency[AllocationQuery],
     cursor: FromQuery[str | None] = None,
     limit: FromQuery[int] = wire.PAGE_DEFAULT,
-    member_id: FromQuery[str | None] = None,
-    pool_id: FromQuery[str | None] = None,
-    status: FromQuery[AllocationStatus | None] = None,
+    sort: FromQuery[Order] = "newest",
 ) -> Page[AllocationDocument]:
-    page = await _page(
-        desk,
-        catalogue.allocations,
-        cursor,
-        limit,
-        member_id=wire.id_filter("member_id", member_id),
-        pool_id=wire.id_filter("pool_id", pool_id),
-        status=status,
+    """`spend` is this month's, the most first; `tight` are those nearest to a cap of their own.
+
+    A cursor is of the same `sort`. What moves in its order between two pages may show on both, or
+    on neither.
+    """
+    after = search.place_after(cursor, sort)
+    query = msgspec.structs.replace(sought, order=sort)
+    async with desk.deps.database.snapshot() as connection:
+        records, places = await find_allocations(
+            connection,
+            query,
+            desk.deps.calendar,
+            desk.at,
+            after=after,
+            limit=wire.page_limit(limit) + 1,
+        )
+    page = wire.paged(
+        list(zip(records, places, strict=True)), limit, lambda one: search.place_key(one[1])
     )
-    return Page(await _allocations(desk, page.items), page.next)
+    return Page(await _allocations(desk, [record for record, _ in page.items]), page.next)
 
 
 @get("/allocations/{id:str}", summary="Show an allocation")

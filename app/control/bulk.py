@@ -36,13 +36,15 @@ from app.control.desk import Change, Desk
 from app.control.download import csv_file
 from app.control.errors import FieldError, Refused, documented, invalid
 from app.control.reports import Since, Until
+from app.control.search import SOUGHT
 from app.control.wire import Input, Sheet
-from app.core.access import AllocationStatus
 from app.core.faults import Fault, Value
 from app.core.ledger import Meter
 from app.ids import uuid7
 from app.store import bulk, catalogue, journal, overview, usage
 from app.store.catalogue import AllocationRecord
+from app.store.search import AllocationQuery, Place
+from app.store.search import allocations as find_allocations
 from app.store.usage import State
 
 IDS_MAX: Final = 200
@@ -461,19 +463,12 @@ async def _add(
     "/allocations.csv",
     summary="List allocations, and how they stand, as CSV",
     media_type="text/csv",
+    dependencies=SOUGHT,
 )
 async def download_allocations(
-    desk: NamedDependency[Desk],
-    member_id: FromQuery[str | None] = None,
-    pool_id: FromQuery[str | None] = None,
-    status: FromQuery[AllocationStatus | None] = None,
+    desk: NamedDependency[Desk], sought: NamedDependency[AllocationQuery]
 ) -> Stream:
-    equal = {
-        "member_id": wire.id_filter("member_id", member_id),
-        "pool_id": wire.id_filter("pool_id", pool_id),
-        "status": status,
-    }
-    return await csv_file("allocations.csv", _allocation_rows(desk, equal))
+    return await csv_file("allocations.csv", _allocation_rows(desk, sought))
 
 
 _ALLOCATION_COLUMNS: Final = (
@@ -494,16 +489,16 @@ _ALLOCATION_COLUMNS: Final = (
 
 
 async def _allocation_rows(
-    desk: Desk, equal: dict[str, str | None]
+    desk: Desk, sought: AllocationQuery
 ) -> AsyncGenerator[Iterable[Any], None]:
     async with desk.deps.database.snapshot() as connection:
         await overview.be_one_snapshot(connection)
         await usage.be_patient(connection)
-        after: str | None = None
+        after: Place | None = None
         first = True
         while True:
-            page = await catalogue.allocations.page(
-                connection, after=after, limit=PAGE, equal=equal
+            page, places = await find_allocations(
+                connection, sought, desk.deps.calendar, desk.at, after=after, limit=PAGE
             )
             cards = await usage.standings(connection, page, desk.deps.calendar, desk.at)
             owners = await catalogue.members.find_all(connection, [one.member_id for one in page])
@@ -528,7 +523,7 @@ async def _allocation_rows(
                 ]
             if len(page) < PAGE:
                 return
-            after = page[-1].id
+            after = places[-1]
 
 
 @get("/audit.csv", tags=["Audit"], summary="List changes as CSV", media_type="text/csv")
