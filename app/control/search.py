@@ -23,7 +23,7 @@ from app.store.usage import State
 Q = Annotated[
     str | None,
     QueryParameter(
-        description="Words, of which each is part of a name, an address, a model or an id."
+        description="An id, or words of which each is part of a name, an address or a model."
     ),
 ]
 PoolId = Annotated[

@@ -8,7 +8,6 @@ a pattern; the rows of an order are told apart by id, so that pages neither over
 what has not changed between them.
 """
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final, Literal
 
@@ -36,7 +35,7 @@ class AllocationQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Which allocations are sought, and in which order."""
 
     q: str = ""
-    """Words of which each is in a name, an address, a model or an id."""
+    """An id, or words of which each is in a name, an address or a model."""
     member_id: str | None = None
     pool_id: str | None = None
     model: str | None = None
@@ -61,8 +60,10 @@ _STATES: Final[dict[State, str]] = {
     "paused": "a.status <> 'active'",
 }
 
+# An id is sought whole: its digits say nothing, and any two of them stand somewhere.
+_SOUGHT: Final = "CAST({id} AS text) = :whole OR lower({called}) LIKE ALL(CAST(:words AS text[]))"
 _CALLED: Final = """
-concat_ws(E'\\n', a.name, m.display_name, m.email, p.name, a.id, array_to_string(a.models, E'\\n'))
+concat_ws(E'\\n', a.name, m.display_name, m.email, p.name, array_to_string(a.models, E'\\n'))
 """
 
 
@@ -80,8 +81,8 @@ async def allocations(
     values: dict[str, object] = {"limit": limit}
     conditions = []
     if sought.q:
-        conditions.append(f"lower({_CALLED}) LIKE ALL(CAST(:words AS text[]))")
-        values["words"] = patterns(sought.q)
+        conditions.append(f"({_SOUGHT.format(id='a.id', called=_CALLED)})")
+        values |= _words(sought.q)
     if sought.pool_id == NO_POOL:
         conditions.append("a.pool_id IS NULL")
     elif sought.pool_id is not None:
@@ -141,16 +142,16 @@ async def members(
         if value is not None
     ]
     if q:
-        called = (
-            "lower(concat_ws(E'\\n', display_name, email, id)) LIKE ALL(CAST(:words AS text[]))"
-        )
-        conditions.append(text(called).bindparams(words=patterns(q)))
+        called = "concat_ws(E'\\n', display_name, email)"
+        found = text(f"({_SOUGHT.format(id='members.id', called=called)})")
+        conditions.append(found.bindparams(**_words(q)))
     if after is not None:
         conditions.append(table.id < after)
     return await catalogue.members.where(connection, *conditions, limit=limit)
 
 
-def patterns(q: str) -> Sequence[str]:
-    """Return what each word is found by: itself, wherever it stands."""
-    escaped = q.lower().replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-    return [f"%{word}%" for word in escaped.split()]
+def _words(q: str) -> dict[str, object]:
+    """Return the values of `_SOUGHT`: each word is found by itself, wherever it stands."""
+    whole = q.strip().lower()
+    escaped = whole.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return {"whole": whole, "words": [f"%{word}%" for word in escaped.split()]}

@@ -82,7 +82,8 @@ async def test_filters_narrow_what_is_found(house: Any) -> None:
     await plane.ok("PATCH", f"/admin/allocations/{ids['aXb']}", {"status": "quarantined"})
     plane.account(ids["a_b"], used_tokens=80)
     plane.account(ids["100% sure"], used_nano=10**9)
-    assert await found(plane, q=ids["Thesis"]) == ["Thesis"]
+    assert await found(plane, q=ids["Thesis"].upper()) == ["Thesis"]
+    assert await found(plane, q=ids["Thesis"][:12]) == []
     assert await found(plane, member_id=house["ada"]["id"]) == ["100% sure", "Thesis"]
     assert await found(plane, pool_id=house["pool"]["id"]) == ["Thesis"]
     assert await found(plane, pool_id="none") == ["aXb", "a_b", "100% sure"]
