@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from app.core.faults import Value
 from app.core.money import nano_to_usd
 from app.core.refusals import LimitDocument, Reason, Refusal, Shortfall, limit_document
 
@@ -188,14 +189,24 @@ def internal_error() -> Problem:
 
 
 def control_problem(
-    status: int, title: str, detail: str, errors: Sequence[Mapping[str, object]] = ()
+    status: int,
+    title: str,
+    detail: str,
+    code: str,
+    values: Mapping[str, Value],
+    errors: Sequence[Mapping[str, object]] = (),
 ) -> dict[str, object]:
-    """Return an RFC 9457 document; `errors` names fields and what to change in each."""
+    """Return an RFC 9457 document; `errors` names fields and what to change in each.
+
+    `detail` is English; `code` and `values` say the same to programs, and in other languages.
+    """
     document: dict[str, object] = {
         "type": "about:blank",
         "status": status,
         "title": title,
         "detail": detail,
+        "code": code,
+        "values": values,
     }
     if errors:
         document["errors"] = list(errors)

@@ -14,13 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 
 from app.core.alerts import Network, Receiver, forbidden_address
+from app.core.faults import Fault
 
 LOOK_UPS_MAX = 32
 ADDRESSES_MAX = 4
 """Addresses of one name that are of use; the others are judged all the same."""
 
 
-class Forbidden(Exception):
+class Forbidden(Fault):
     """A webhook may not go there; the text says why, and is safe to show."""
 
 
@@ -49,7 +50,9 @@ class Receivers:
         for address in (found := await self._look_up(receiver)):
             wrong = forbidden_address(address, self.allowed)
             if wrong is not None:
-                raise Forbidden(f"{receiver.host} is at {wrong}")
+                raise Forbidden(
+                    "host_forbidden", "{host} is at {address}", host=receiver.host, address=wrong
+                )
         return found[:ADDRESSES_MAX]
 
     async def _look_up(self, receiver: Receiver) -> list[str]:

@@ -14,7 +14,6 @@ Invariants:
 """
 
 from datetime import datetime
-from typing import Final
 
 import msgspec
 from litestar import Response, Router, post
@@ -28,6 +27,7 @@ from app.control.desk import Actor, Change, ControlDeps, Desk
 from app.control.errors import Refused, documented
 from app.control.wire import Input
 from app.core.access import Role
+from app.core.faults import Fault
 from app.core.invitations import Purpose
 from app.store import catalogue, sign_in
 from app.store.invitations import InvitationRecord, invitations, with_digest
@@ -57,12 +57,6 @@ class OpenInvitation(msgspec.Struct, frozen=True):
     invited_by: str | None
     """The address of an admin; null if they used an admin token."""
     expires_at: datetime
-
-
-_GONE: Final = (
-    "This link cannot be used: it is not complete, or was used, revoked or replaced, or its time "
-    "is over. Ask an administrator for a new one; if you have chosen a password with it, sign in."
-)
 
 
 @post("/invitation", status_code=200, summary="Show whose invitation a link is")
@@ -125,7 +119,7 @@ async def accept_invitation(
         assert member is not None, "members are never deleted"
         begun = await entrance.begin(change.connection, member)
         if begun is None:
-            raise Refused(403, "This member is disabled.")
+            raise Refused(403, Fault("member_disabled", "This member is disabled."))
         return member, begun
 
     return entrance.enter(*await Desk(deps, request).write(work))
@@ -164,7 +158,15 @@ async def _found(entrance: Entrance, token: str) -> InvitationRecord:
 def _usable(known: InvitationRecord | None, at: datetime) -> InvitationRecord:
     """Refuse what is nobody's, or not good for anything any more."""
     if known is None or known.status_at(at) != "pending":
-        raise Refused(410, _GONE)
+        raise Refused(
+            410,
+            Fault(
+                "link_unusable",
+                "This link cannot be used: it is not complete, or was used, revoked or replaced, "
+                "or its time is over. Ask an administrator for a new one; if you have chosen a "
+                "password with it, sign in.",
+            ),
+        )
     return known
 
 

@@ -26,10 +26,10 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, FromQuery, JSONBody
 from msgspec import UNSET, UnsetType
 
-from app.control import passwords, wire
+from app.control import passwords, search, wire
 from app.control.auth import end_invitations, end_sessions
 from app.control.desk import Change, Desk
-from app.control.errors import documented, invalid, taken, unknown
+from app.control.errors import Refused, documented, invalid, misfit, taken, unknown
 from app.control.limits import (
     BUDGET,
     LimitInput,
@@ -73,6 +73,9 @@ from app.store.catalogue import (
     PriceRecord,
     ProviderRecord,
 )
+from app.store.search import AllocationQuery, Order
+from app.store.search import allocations as find_allocations
+from app.store.search import members as find_members
 from app.store.usage import KeyView
 from app.store.vault import hint_of, new_key
 
@@ -185,7 +188,9 @@ async def change_provider(
 
 async def _free_provider_name(change: Change, name: str) -> None:
     if await catalogue.provider_named(change.connection, name) is not None:
-        raise taken("name", f"{name!r} is another provider's")
+        raise taken(
+            "name", "name_taken", "{name!r} is another {what}'s", name=name, what="provider"
+        )
 
 
 async def _rotate_credential(change: Change, provider: ProviderRecord, api_key: str | None) -> None:
@@ -241,7 +246,9 @@ async def add_model(data: JSONBody[ModelInput], desk: NamedDependency[Desk]) -> 
     async def work(change: Change) -> ModelRecord:
         await _known_provider(change, values)
         if await catalogue.models.find(change.connection, slug) is not None:
-            raise taken("slug", f"{slug!r} is another model's")
+            raise taken(
+                "slug", "name_taken", "{name!r} is another {what}'s", name=slug, what="model"
+            )
         await catalogue.models.add(change.connection, slug=slug, **values)
         added = await _again(change, catalogue.models, slug)
         await change.record("model_created", "model", slug, after=added)
@@ -306,7 +313,7 @@ async def _known_provider(change: Change, values: Mapping[str, Any]) -> None:
     if provider_id is None:
         return
     if await catalogue.providers.find(change.connection, provider_id) is None:
-        raise invalid("provider_id", "is no provider's")
+        raise invalid("provider_id", "no_such_id", "is no {what}'s", what="provider")
 
 
 # Prices
@@ -342,7 +349,7 @@ async def add_price(data: JSONBody[PriceInput], desk: NamedDependency[Desk]) -> 
     try:
         check_rates(rates, UNITS)
     except InvalidRates as error:
-        raise invalid("rates", f"cannot make a price: {error}") from None
+        raise misfit("rates", error, "cannot make a price: ") from None
     rates = [Rate(rate.unit, _plain(rate.usd), rate.per) for rate in rates]
     from_ = desk.at
     if data.effective_from is not None:
@@ -351,9 +358,11 @@ async def add_price(data: JSONBody[PriceInput], desk: NamedDependency[Desk]) -> 
     async def work(change: Change) -> PriceDocument:
         connection = change.connection
         if await catalogue.unknown_models(connection, [wire.text("model", data.model)]):
-            raise invalid("model", f"{data.model[:200]!r} is no model's slug")
+            raise invalid(
+                "model", "unknown_slug", "{slug!r} is no model's slug", slug=data.model[:200]
+            )
         if await catalogue.has_price(connection, data.model, from_):
-            raise taken("effective_from", "is that of another price of this model")
+            raise taken("effective_from", "price_instant", "is that of another price of this model")
         await catalogue.add_price(
             connection, id=id, model=data.model, effective_from=from_, rates=rates
         )
@@ -452,8 +461,21 @@ async def list_members(
     desk: NamedDependency[Desk],
     cursor: FromQuery[str | None] = None,
     limit: FromQuery[int] = wire.PAGE_DEFAULT,
+    q: search.Q = None,
+    role: FromQuery[Role | None] = None,
+    status: FromQuery[MemberStatus | None] = None,
 ) -> Page[MemberRecord]:
-    return await _page(desk, catalogue.members, cursor, limit)
+    after, called = wire.after(cursor), search.read_q(q)
+    async with desk.deps.database.snapshot() as connection:
+        found = await find_members(
+            connection,
+            called,
+            after=after,
+            limit=wire.page_limit(limit) + 1,
+            role=role,
+            status=status,
+        )
+    return wire.paged(found, limit, lambda member: member.id)
 
 
 @get("/members/{id:str}", summary="Show a member")
@@ -512,7 +534,7 @@ async def _password_hash(password: str | None) -> str | None:
 async def _free_email(change: Change, email: str, member_id: str | None) -> None:
     owner = await catalogue.member_with(change.connection, email)
     if owner is not None and owner != member_id:
-        raise taken("email", f"{email} is another member's")
+        raise taken("email", "email_taken", "{email} is another member's", email=email)
 
 
 # Allocations
@@ -591,7 +613,7 @@ async def add_allocation(
 
     async def work(change: Change) -> AllocationRecord:
         if await catalogue.members.find(change.connection, member_id) is None:
-            raise invalid("member_id", "is no member's")
+            raise invalid("member_id", "no_such_id", "is no {what}'s", what="member")
         await _known_models(change, models)
         await _known_pool(change, pool_id)
         await catalogue.allocations.add(
@@ -619,25 +641,38 @@ async def add_allocation(
     return (await _allocations(desk, [await desk.write(work)]))[0]
 
 
-@get("/allocations", summary="List allocations, newest first")
+@get(
+    "/allocations",
+    summary="Find allocations, newest first if not told otherwise",
+    dependencies=search.SOUGHT,
+)
 async def list_allocations(
     desk: NamedDependency[Desk],
+    sought: NamedDependency[AllocationQuery],
     cursor: FromQuery[str | None] = None,
     limit: FromQuery[int] = wire.PAGE_DEFAULT,
-    member_id: FromQuery[str | None] = None,
-    pool_id: FromQuery[str | None] = None,
-    status: FromQuery[AllocationStatus | None] = None,
+    sort: FromQuery[Order] = "newest",
 ) -> Page[AllocationDocument]:
-    page = await _page(
-        desk,
-        catalogue.allocations,
-        cursor,
-        limit,
-        member_id=wire.id_filter("member_id", member_id),
-        pool_id=wire.id_filter("pool_id", pool_id),
-        status=status,
+    """`spend` is this month's, the most first; `tight` are those nearest to a cap of their own.
+
+    A cursor is of the same `sort`. What moves in its order between two pages may show on both, or
+    on neither.
+    """
+    after = search.place_after(cursor, sort)
+    query = msgspec.structs.replace(sought, order=sort)
+    async with desk.deps.database.snapshot() as connection:
+        records, places = await find_allocations(
+            connection,
+            query,
+            desk.deps.calendar,
+            desk.at,
+            after=after,
+            limit=wire.page_limit(limit) + 1,
+        )
+    page = wire.paged(
+        list(zip(records, places, strict=True)), limit, lambda one: search.place_key(one[1])
     )
-    return Page(await _allocations(desk, page.items), page.next)
+    return Page(await _allocations(desk, [record for record, _ in page.items]), page.next)
 
 
 @get("/allocations/{id:str}", summary="Show an allocation")
@@ -776,12 +811,22 @@ async def _known_models(change: Change, models: Sequence[str]) -> None:
         wire.slug("models", slug)
     missing = await catalogue.unknown_models(change.connection, models)
     if missing:
-        raise invalid("models", f"names unknown models: {', '.join(map(repr, missing))}")
+        raise unknown_models(missing)
+
+
+def unknown_models(slugs: Sequence[str]) -> Refused:
+    """Refuse names of models that there are not."""
+    return invalid(
+        "models",
+        "unknown_models",
+        "names unknown models: {models}",
+        models=", ".join(map(repr, slugs)),
+    )
 
 
 async def _known_pool(change: Change, pool_id: str | None) -> None:
     if pool_id is not None and await catalogue.pools.find(change.connection, pool_id) is None:
-        raise invalid("pool_id", "is no pool's")
+        raise invalid("pool_id", "no_such_id", "is no {what}'s", what="pool")
 
 
 async def _fits_its_keys(change: Change, record: AllocationRecord, models: Sequence[str]) -> None:
@@ -793,8 +838,12 @@ async def _fits_its_keys(change: Change, record: AllocationRecord, models: Seque
         if model is not None:
             raise taken(
                 "models",
-                f"would give the key {key.name!r} ({key.id}) two allocations with the model "
-                f"{model!r}; take one of them off the key first",
+                "key_shares_model",
+                "would give the key {key!r} ({id}) two allocations with the model "
+                "{model!r}; take one of them off the key first",
+                key=key.name,
+                id=key.id,
+                model=model,
             )
 
 
@@ -949,7 +998,7 @@ async def make_key(
 
     async def work(change: Change) -> tuple[KeyRecord, str | UnsetType]:
         if await catalogue.members.find(change.connection, member_id) is None:
-            raise invalid("member_id", "is no member's")
+            raise invalid("member_id", "no_such_id", "is no {what}'s", what="member")
         await _fit_one_key(change, member_id, allocation_ids)
         await catalogue.keys.add(
             change.connection,
@@ -1068,9 +1117,11 @@ async def give_secret(desk: Desk, key_id: str, owner_id: str | None = None) -> K
     async def work(change: Change) -> KeyRecord:
         key = await key_to_change(change, key_id, owner_id)
         if key.revoked_at is not None:
-            raise taken("id", "is a revoked key's; add a new key instead")
+            raise taken("id", "key_revoked", "is a revoked key's; add a new key instead")
         if key.used_at is not None and owner_id is not None:
-            raise taken("id", "is a one-shot key's that was used; add a new key instead")
+            raise taken(
+                "id", "key_used", "is a one-shot key's that was used; add a new key instead"
+            )
         await catalogue.keys.change(
             change.connection,
             key_id,
@@ -1124,15 +1175,27 @@ async def _fit_one_key(change: Change, member_id: str, allocation_ids: Sequence[
     known = {record.id for record in records}
     for id in allocation_ids:
         if id not in known:
-            raise invalid("allocation_ids", f"names {id}, which is no allocation's")
+            raise invalid(
+                "allocation_ids",
+                "names_no_allocation",
+                "names {id}, which is no allocation's",
+                id=id,
+            )
     for record in records:
         if record.member_id != member_id:
-            raise invalid("allocation_ids", f"names {record.id}, which is another member's")
+            raise invalid(
+                "allocation_ids",
+                "names_anothers",
+                "names {id}, which is another member's",
+                id=record.id,
+            )
     model = _shared(records)
     if model is not None:
         raise taken(
             "allocation_ids",
-            f"names two allocations that both open the model {model!r}; a call must have one payer",
+            "allocations_share_model",
+            "names two allocations that both open the model {model!r}; a call must have one payer",
+            model=model,
         )
 
 

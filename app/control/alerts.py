@@ -88,7 +88,7 @@ async def add_destination(
     new = rules.NewSecret()
     name, events = wire.text("name", data.name), _events(data.events)
     if data.kind == "email" and desk.deps.mailer is None:
-        raise invalid("kind", "email needs a mail server: set SPENDGATE_SMTP_URL")
+        raise invalid("kind", "no_mail_server", "email needs a mail server: set SPENDGATE_SMTP_URL")
     address = await rules.read_address(desk.deps, data.kind, data.address)
 
     async def work(change: Change) -> DestinationWithSecret:
@@ -180,7 +180,9 @@ async def rotate_secret(id: FromPath[str], desk: NamedDependency[Desk]) -> Desti
     async def work(change: Change) -> DestinationWithSecret:
         known = await records.current(change, alerts.destinations, destination_id, "destination")
         if known.kind != "webhook":
-            raise taken("id", "is no webhook's; only deliveries to webhooks are signed")
+            raise taken(
+                "id", "no_webhook", "is no webhook's; only deliveries to webhooks are signed"
+            )
         version = await alerts.secret_version(change.connection, destination_id) + 1
         sealed = desk.deps.vault.seal(secret, destination_id, version)
         until = change.at + rules.SIGNED_WITH_BOTH
@@ -219,7 +221,9 @@ async def test_destination(id: FromPath[str], desk: NamedDependency[Desk]) -> De
 
 def _reachable(destination: DestinationRecord) -> None:
     if not destination.enabled:
-        raise taken("enabled", "is false for this destination: enable it first")
+        raise taken(
+            "enabled", "destination_disabled", "is false for this destination: enable it first"
+        )
 
 
 def _with_secret(record: DestinationRecord, secret: str | UnsetType) -> DestinationWithSecret:
@@ -288,7 +292,7 @@ async def add_alert_rule(data: JSONBody[RuleInput], desk: NamedDependency[Desk])
     async def work(change: Change) -> RuleDocument:
         await _known_destination(change, str(data.destination_id))
         if await _OWNERS[data.owner].find(change.connection, owner_id) is None:
-            raise invalid("owner_id", f"is no {data.owner}'s")
+            raise invalid("owner_id", "no_such_id", "is no {what}'s", what=data.owner)
         added = await rules.add_rule(
             change,
             str(data.destination_id),
@@ -390,15 +394,19 @@ async def delete_alert_rule(id: FromPath[str], desk: NamedDependency[Desk]) -> N
 async def _known_destination(change: Change, id: str) -> None:
     destination = await alerts.destinations.find(change.connection, id)
     if destination is None:
-        raise invalid("destination_id", "is no destination's")
+        raise invalid("destination_id", "no_such_id", "is no {what}'s", what="destination")
     if destination.key_id is not None:
-        raise invalid("destination_id", "is a key's alert_webhook; add a destination for the rule")
+        raise invalid(
+            "destination_id",
+            "destination_of_key",
+            "is a key's alert_webhook; add a destination for the rule",
+        )
 
 
 async def _not_of_a_key(change: Change, rule: RuleRecord) -> None:
     destination = await alerts.destinations.find(change.connection, rule.destination_id)
     if destination is not None and destination.key_id is not None:
-        raise taken("id", "is that of a key's alert_threshold; change it on the key")
+        raise taken("id", "rule_of_key", "is that of a key's alert_threshold; change it on the key")
 
 
 def _rule(record: RuleRecord) -> RuleDocument:
@@ -431,7 +439,12 @@ async def list_deliveries(
 ) -> Page[DeliveryRecord]:
     """A delivery that failed for a day is `dead`, until it is redelivered."""
     if status is not None and status not in get_args(DeliveryStatus):
-        raise invalid("status", f"must be one of {', '.join(get_args(DeliveryStatus))}")
+        raise invalid(
+            "status",
+            "one_of",
+            "must be one of {known}",
+            known=", ".join(get_args(DeliveryStatus)),
+        )
     below, most = wire.after(cursor), wire.page_limit(limit) + 1
     destination, kind = wire.id_filter("destination_id", destination_id), event
     async with desk.deps.database.snapshot() as connection:

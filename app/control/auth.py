@@ -32,6 +32,7 @@ from app.control.desk import Change, ControlDeps, Desk, Gate
 from app.control.errors import Refused, documented, invalid, taken, unknown
 from app.control.wire import Document, Input, Page
 from app.core.access import Role
+from app.core.faults import Fault
 from app.core.sign_in import (
     FAILURES_WITHIN,
     SESSION_IDLE,
@@ -208,8 +209,12 @@ def _locked(until: datetime, at: datetime) -> Refused:
     shown = (at + timedelta(seconds=seconds)).astimezone(UTC).isoformat(timespec="seconds")
     return Refused(
         429,
-        "Too many tries to sign in have failed. Try again at "
-        f"{shown.replace('+00:00', 'Z')}, in {ceil(seconds / 60)} min.",
+        Fault(
+            "too_many_tries",
+            "Too many tries to sign in have failed. Try again at {at}, in {minutes} min.",
+            at=shown.replace("+00:00", "Z"),
+            minutes=ceil(seconds / 60),
+        ),
         headers={"Retry-After": str(seconds)},
     )
 
@@ -225,7 +230,8 @@ def _document(
     )
 
 
-_WRONG: Final = "The address or the password is wrong."
+def _wrong() -> Refused:
+    return Refused(401, Fault("sign_in_wrong", "The address or the password is wrong."))
 
 
 @post("/login", status_code=200, summary="Sign in with a password")
@@ -242,16 +248,16 @@ async def log_in(
     account = email.lower() if member is None else member.id
     hash = None if member is None else member.password_hash
     if not await entrance.prove(account, hash, data.password):
-        raise Refused(401, _WRONG)
+        raise _wrong()
     assert member is not None, "nobody's password fits"
     assert hash is not None, "nobody's password fits"
     if member.status != "active":
-        raise Refused(403, "This member is disabled.")
+        raise Refused(403, Fault("member_disabled", "This member is disabled."))
     rehashed = await passwords.hashed(data.password) if passwords.is_dated(hash) else None
     async with deps.database.aside() as connection:
         begun = await entrance.begin(connection, member, rehashed=rehashed)
     if begun is None:
-        raise Refused(401, _WRONG)
+        raise _wrong()
     return entrance.enter(member, begun)
 
 
@@ -287,11 +293,15 @@ async def change_password(
     assert member is not None, "members are never deleted"
     known = member.password_hash
     if known is None:
-        raise taken("current_password", "does not exist: you have no password, and need none")
+        raise taken(
+            "current_password",
+            "password_none",
+            "does not exist: you have no password, and need none",
+        )
     if not await entrance.prove(member.id, known, data.current_password):
-        raise invalid("current_password", "is wrong")
+        raise invalid("current_password", "password_wrong", "is wrong")
     if password == data.current_password:
-        raise invalid("new_password", "is the one you have: choose another one")
+        raise invalid("new_password", "password_same", "is the one you have: choose another one")
     hash = await passwords.hashed(password)
 
     async def work(change: Change) -> None:
@@ -299,7 +309,7 @@ async def change_password(
             change.connection, member.id, verified=known, password_hash=hash
         )
         if not changed:
-            raise taken("current_password", "was changed at the same moment")
+            raise taken("current_password", "password_changed", "was changed at the same moment")
         await change.record(
             "member_password_updated",
             "member",

@@ -21,6 +21,7 @@ from litestar.connection import ASGIConnection
 from litestar.datastructures import Cookie
 
 from app.control.errors import Refused
+from app.core.faults import Fault
 from app.settings import Network
 
 COOKIE: Final = "spendgate"
@@ -91,7 +92,15 @@ def check_origin(connection: AnyConnection) -> None:
     host = connection.headers.get("host", "").lower().removesuffix(port)
     if origin.lower() != f"{scheme}://{host}":
         shown = origin[:200].encode("ascii", "replace").decode()
-        raise Refused(403, f"The request comes from {shown}, which is not {scheme}://{host}.")
+        raise Refused(
+            403,
+            Fault(
+                "foreign_origin",
+                "The request comes from {origin}, which is not {ours}.",
+                origin=shown,
+                ours=f"{scheme}://{host}",
+            ),
+        )
 
 
 def base_url(connection: AnyConnection) -> str:
@@ -99,7 +108,7 @@ def base_url(connection: AnyConnection) -> str:
     scheme = "https" if _is_https(connection) else "http"
     host = connection.headers.get("host", "")
     if not re.fullmatch(r"[A-Za-z0-9._-]+(:\d+)?|\[[0-9A-Fa-f:.]+\](:\d+)?", host):
-        raise Refused(400, "The header Host does not name a host.")
+        raise Refused(400, Fault("no_host", "The header Host does not name a host."))
     return f"{scheme}://{host}"
 
 
@@ -109,8 +118,12 @@ def check_csrf(connection: AnyConnection, token: str) -> None:
     if not hmac.compare_digest(given.encode("utf-8", "replace"), token.encode()):
         raise Refused(
             403,
-            f"The header {CSRF_HEADER} is missing or is not this session's `csrf_token`, which "
-            "`GET /api/auth/session` shows.",
+            Fault(
+                "csrf",
+                "The header {header} is missing or is not this session's `csrf_token`, which "
+                "`GET /api/auth/session` shows.",
+                header=CSRF_HEADER,
+            ),
         )
 
 

@@ -30,17 +30,21 @@ from app.control.admin import (
     edit_allocation,
     read_edit,
     set_caps,
+    unknown_models,
 )
 from app.control.desk import Change, Desk
 from app.control.download import csv_file
 from app.control.errors import FieldError, Refused, documented, invalid
 from app.control.reports import Since, Until
+from app.control.search import SOUGHT
 from app.control.wire import Input, Sheet
-from app.core.access import AllocationStatus
+from app.core.faults import Fault, Value
 from app.core.ledger import Meter
 from app.ids import uuid7
 from app.store import bulk, catalogue, journal, overview, usage
 from app.store.catalogue import AllocationRecord
+from app.store.search import AllocationQuery, Place
+from app.store.search import allocations as find_allocations
 from app.store.usage import State
 
 IDS_MAX: Final = 200
@@ -86,6 +90,9 @@ class BulkRow(msgspec.Struct, frozen=True, kw_only=True):
     name: str | None = None
     field: str | None = None
     message: str | None = None
+    code: str | None = None
+    """Of what is wrong, for programs; `values` are what varies in the message."""
+    values: dict[str, Value] = {}
     state_before: State | None = None
     state_after: State | None = None
 
@@ -129,10 +136,18 @@ def _refused(rows: Sequence[BulkRow]) -> Refused:
     bad = [row for row in rows if not row.ok]
     return Refused(
         422,
-        f"{len(bad)} of {len(rows)} rows cannot be taken; nothing was changed.",
+        Fault(
+            "rows_refused",
+            "{bad} of {rows} rows cannot be taken; nothing was changed.",
+            bad=len(bad),
+            rows=len(rows),
+        ),
         errors=[
             FieldError(
-                f"rows[{row.row}]" + (f".{row.field}" if row.field else ""), row.message or ""
+                f"rows[{row.row}]" + (f".{row.field}" if row.field else ""),
+                row.message or "",
+                row.code or "",
+                row.values,
             )
             for row in bad
         ],
@@ -140,7 +155,15 @@ def _refused(rows: Sequence[BulkRow]) -> Refused:
 
 
 def _bad(row: int, error: Refused, **more: Any) -> BulkRow:
-    return BulkRow(row=row, ok=False, field=error.field, message=error.detail, **more)
+    return BulkRow(
+        row=row,
+        ok=False,
+        field=error.field,
+        message=error.detail,
+        code=error.fault.code,
+        values=error.fault.values,
+        **more,
+    )
 
 
 # Changing many alike
@@ -153,13 +176,15 @@ async def change_allocations(
     """If one of them cannot be changed so, none is (422, naming each). A dry run only tells."""
     ids = wire.distinct("ids", [str(id) for id in data.ids], IDS_MAX)
     if data.changes.reason is not None:
-        raise invalid("changes.reason", "belongs beside changes")
+        raise invalid("changes.reason", "reason_beside", "belongs beside changes")
     edit, reason = read_edit(data.changes), wire.reason(data.reason)
     if not edit.values and not edit.caps:
-        raise invalid("changes", "must name something to change")
+        raise invalid("changes", "changes_none", "must name something to change")
     if "billing_timezone" in edit.values:
         raise invalid(
-            "changes.billing_timezone", "takes what was used along: change it one at a time"
+            "changes.billing_timezone",
+            "timezone_alone",
+            "takes what was used along: change it one at a time",
         )
     but_caps = msgspec.structs.replace(edit, caps={})
 
@@ -254,31 +279,56 @@ async def import_allocations(
 def _read(sheet: str) -> tuple[list[_Line], list[BulkRow]]:
     """Read a sheet: the lines that can be read, and the others. Refuses what is no such sheet."""
     if "\x00" in sheet:
-        raise invalid("csv", "must not contain NUL characters")
+        raise invalid("csv", "csv_nul", "must not contain NUL characters")
     reader = csv.reader(io.StringIO(sheet.removeprefix("\ufeff"), newline=""), strict=True)
     try:
         table = [row for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:
-        raise invalid("csv", f"cannot be read in line {reader.line_num}: {error}") from None
+        raise invalid(
+            "csv",
+            "csv_unreadable",
+            "cannot be read in line {line}: {said}",
+            line=reader.line_num,
+            said=str(error),
+        ) from None
     header = [name.strip().lower() for name in table[0]] if table else []
     for name in header:
         if name not in COLUMNS:
             raise invalid(
-                "csv", f"has the unknown column {name[:50]!r}; known: {', '.join(COLUMNS)}"
+                "csv",
+                "csv_unknown_column",
+                "has the unknown column {column!r}; known: {known}",
+                column=name[:50],
+                known=", ".join(COLUMNS),
             )
         if header.count(name) > 1:
-            raise invalid("csv", f"has the column {name} twice")
+            raise invalid("csv", "csv_column_twice", "has the column {column} twice", column=name)
     for name in REQUIRED:
         if name not in header:
-            raise invalid("csv", f"needs a first line that names the columns; {name} is missing")
+            raise invalid(
+                "csv",
+                "csv_column_missing",
+                "needs a first line that names the columns; {column} is missing",
+                column=name,
+            )
     if not 1 <= len(table) - 1 <= ROWS_MAX:
-        raise invalid("csv", f"must have from 1 to {ROWS_MAX} rows below its header")
+        raise invalid(
+            "csv", "csv_rows", "must have from 1 to {most} rows below its header", most=ROWS_MAX
+        )
     lines: list[_Line] = []
     bad: list[BulkRow] = []
     for n, row in enumerate(table[1:]):
         try:
             if len(row) > len(header):
-                raise Refused(422, f"The row has {len(row)} cells, and the header {len(header)}.")
+                raise Refused(
+                    422,
+                    Fault(
+                        "csv_cells",
+                        "The row has {cells} cells, and the header {columns}.",
+                        cells=len(row),
+                        columns=len(header),
+                    ),
+                )
             cells = [*row, *[""] * (len(header) - len(row))]
             lines.append(_line(n, dict(zip(header, map(str.strip, cells), strict=True))))
         except Refused as error:
@@ -298,7 +348,7 @@ def _line(row: int, cells: dict[str, str]) -> _Line:
     if tokens:
         count = _number("quota_tokens_per_month", tokens)
         if count != count.to_integral_value():
-            raise invalid("quota_tokens_per_month", "must be a whole number")
+            raise invalid("quota_tokens_per_month", "whole", "must be a whole number")
         most = wire.cap_tokens("quota_tokens_per_month", int(count))
         assert most is not None, "only null is none"
         caps["tokens"] = most
@@ -315,7 +365,9 @@ def _line(row: int, cells: dict[str, str]) -> _Line:
 def _number(field: str, written: str) -> Decimal:
     digits = written.replace(".", "", 1)
     if not (digits.isascii() and digits.isdigit() and len(written) <= 50):
-        raise invalid(field, "must be a number such as 12.50, or nothing for no cap")
+        raise invalid(
+            field, "cap_unreadable", "must be a number such as 12.50, or nothing for no cap"
+        )
     return Decimal(written)
 
 
@@ -351,17 +403,25 @@ class _Check:
         """Return whose allocation a line is of, and its pool."""
         member_id = self.members.get(line.email.lower())
         if member_id is None:
-            raise invalid("email", f"{line.email} is no member's")
+            raise invalid("email", "unknown_email", "{email} is no member's", email=line.email)
         missing = [slug for slug in line.models if slug in self.unknown_models]
         if missing:
-            raise invalid("models", f"names unknown models: {', '.join(map(repr, missing))}")
+            raise unknown_models(missing)
         pool_id = None
         if line.pool:
             pool_id = self.pools.get(line.pool.lower())
             if pool_id is None:
-                raise invalid("pool", f"{line.pool!r} is no pool's name")
+                raise invalid(
+                    "pool", "unknown_pool_name", "{name!r} is no pool's name", name=line.pool
+                )
         if (member_id, line.name) in self.names:
-            raise invalid("name", f"{line.name!r} is another allocation's of {line.email}")
+            raise invalid(
+                "name",
+                "allocation_named",
+                "{name!r} is another allocation's of {email}",
+                name=line.name,
+                email=line.email,
+            )
         self.names.add((member_id, line.name))
         return member_id, pool_id
 
@@ -403,19 +463,12 @@ async def _add(
     "/allocations.csv",
     summary="List allocations, and how they stand, as CSV",
     media_type="text/csv",
+    dependencies=SOUGHT,
 )
 async def download_allocations(
-    desk: NamedDependency[Desk],
-    member_id: FromQuery[str | None] = None,
-    pool_id: FromQuery[str | None] = None,
-    status: FromQuery[AllocationStatus | None] = None,
+    desk: NamedDependency[Desk], sought: NamedDependency[AllocationQuery]
 ) -> Stream:
-    equal = {
-        "member_id": wire.id_filter("member_id", member_id),
-        "pool_id": wire.id_filter("pool_id", pool_id),
-        "status": status,
-    }
-    return await csv_file("allocations.csv", _allocation_rows(desk, equal))
+    return await csv_file("allocations.csv", _allocation_rows(desk, sought))
 
 
 _ALLOCATION_COLUMNS: Final = (
@@ -436,16 +489,16 @@ _ALLOCATION_COLUMNS: Final = (
 
 
 async def _allocation_rows(
-    desk: Desk, equal: dict[str, str | None]
+    desk: Desk, sought: AllocationQuery
 ) -> AsyncGenerator[Iterable[Any], None]:
     async with desk.deps.database.snapshot() as connection:
         await overview.be_one_snapshot(connection)
         await usage.be_patient(connection)
-        after: str | None = None
+        after: Place | None = None
         first = True
         while True:
-            page = await catalogue.allocations.page(
-                connection, after=after, limit=PAGE, equal=equal
+            page, places = await find_allocations(
+                connection, sought, desk.deps.calendar, desk.at, after=after, limit=PAGE
             )
             cards = await usage.standings(connection, page, desk.deps.calendar, desk.at)
             owners = await catalogue.members.find_all(connection, [one.member_id for one in page])
@@ -470,7 +523,7 @@ async def _allocation_rows(
                 ]
             if len(page) < PAGE:
                 return
-            after = page[-1].id
+            after = places[-1]
 
 
 @get("/audit.csv", tags=["Audit"], summary="List changes as CSV", media_type="text/csv")

@@ -82,7 +82,11 @@ async def add_adjustment(
     The call itself stays as it was booked.
     """
     if (data.allocation_id is None) == (data.call_id is None):
-        raise invalid("call_id", "or allocation_id must be given, and not both")
+        raise invalid(
+            "call_id",
+            "call_or_allocation",
+            "or allocation_id must be given, and not both",
+        )
     amount = _signed(data.meter, data.amount)
     reason = _reason(data.reason)
 
@@ -118,23 +122,31 @@ async def add_adjustment(
 def _signed(meter: Meter, amount: Decimal) -> int:
     """Turn a signed amount into tokens or nano-USD, exactly."""
     if not amount.is_finite() or amount == 0:
-        raise invalid("amount", "must be a number other than 0; a negative one takes back")
+        raise invalid(
+            "amount", "amount_nothing", "must be a number other than 0; a negative one takes back"
+        )
     if meter == "usd":
         nano = wire.cap_nano("amount", amount.copy_abs())
         assert nano is not None, "only null is none"
         return -nano if amount < 0 else nano
     # In this order: a number of a million digits is not written out first.
     if amount.copy_abs() > 10**18 or amount != amount.to_integral_value():
-        raise invalid("amount", "must be a whole number of tokens, of at most 18 digits")
+        raise invalid(
+            "amount", "tokens_digits", "must be a whole number of tokens, of at most 18 digits"
+        )
     return int(amount)
 
 
 async def _of_call(change: Change, call_id: str) -> Entry:
     call = await corrections.find_call(change.connection, call_id)
     if call is None:
-        raise invalid("call_id", "is no call's")
+        raise invalid("call_id", "no_such_id", "is no {what}'s", what="call")
     if not call.account_ids:
-        raise invalid("call_id", "is that of a call which was refused and counts nowhere")
+        raise invalid(
+            "call_id",
+            "call_refused",
+            "is that of a call which was refused and counts nowhere",
+        )
     opened = await corrections.opened_since(change.connection, [call], change.at)
     return Entry(
         id=uuid7(change.at),
@@ -149,7 +161,7 @@ async def _of_allocation(change: Change, allocation_id: str) -> Entry:
     connection = change.connection
     record = await catalogue.allocations.find(connection, allocation_id)
     if record is None:
-        raise invalid("allocation_id", "is no allocation's")
+        raise invalid("allocation_id", "no_such_id", "is no {what}'s", what="allocation")
     calendar = change.desk.deps.calendar
     keys = await corrections.standing_accounts(connection, record, calendar, change.at)
     # The month's first call may be yet to come.
@@ -173,11 +185,19 @@ def _check_fits(
     if amount < least:
         raise invalid(
             "amount",
-            f"would leave less than nothing used: at most {shown(meter, -least)} {unit} "
-            "may be taken back",
+            "takes_too_much",
+            "would leave less than nothing used: at most {most} {unit} may be taken back",
+            most=str(shown(meter, -least)),
+            unit=unit,
         )
     if amount > most:
-        raise invalid("amount", f"is more than the books take: at most {shown(meter, most)} {unit}")
+        raise invalid(
+            "amount",
+            "books_full",
+            "is more than the books take: at most {most} {unit}",
+            most=str(shown(meter, most)),
+            unit=unit,
+        )
 
 
 @get("/adjustments", summary="List what was booked beside calls, newest first")
@@ -294,10 +314,10 @@ async def reprice_calls(
     since = usage.month_so_far(calendar, desk.at) if since is None else since
     until = wire.instant_filter("to", data.until, calendar.zone) or desk.at
     if until <= since:
-        raise invalid("to", "must be later than from")
+        raise invalid("to", "not_later", "must be later than from")
     async with database.snapshot() as connection:
         if await catalogue.unknown_models(connection, [model]):
-            raise invalid("model", f"{model!r} is no model's slug")
+            raise invalid("model", "unknown_slug", "{slug!r} is no model's slug", slug=model)
     tally, after = _Tally(), None
     while True:
         # Calls do not change: only what is booked beside them is read under the locks.
@@ -354,7 +374,11 @@ async def _reprice(desk: Desk, model: str, calls: Sequence[BookedCall], reason: 
             return tally
         moved = corrections.moved(entries, accounts)
         if any(max(one.used_nano, one.overrun_nano) > AMOUNT_NANO_MAX for one in moved.values()):
-            raise invalid("model", "has calls that would cost more than the books take")
+            raise invalid(
+                "model",
+                "calls_too_dear",
+                "has calls that would cost more than the books take",
+            )
         await _book(change, entries, accounts, moved, reason)
         await change.record(
             "calls_repriced",

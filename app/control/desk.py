@@ -34,6 +34,7 @@ from app.control import browser
 from app.control.browser import AnyConnection
 from app.control.errors import Refused, request_id_of
 from app.core.access import Provider, Role, key_refusal
+from app.core.faults import Fault
 from app.core.looks import Look
 from app.core.sign_in import session_end
 from app.core.windows import Calendar
@@ -140,23 +141,33 @@ class Gate:
         actor = await self._identify(connection)
         looks = _only_looks(connection)
         if actor.role != "admin" and not (actor.role == "auditor" and looks):
-            raise Refused(403, "This needs an administrator, or an admin token.")
+            raise Refused(
+                403, Fault("needs_admin", "This needs an administrator, or an admin token.")
+            )
         connection.scope["user"] = actor
 
     async def me(self, connection: AnyConnection, _: BaseRouteHandler) -> None:
         """Let members in to what is theirs."""
         actor = await self._identify(connection)
         if actor.member_id is None:
-            raise Refused(403, "An admin token belongs to no member; use a member's own key.")
+            raise Refused(
+                403,
+                Fault(
+                    "needs_member",
+                    "An admin token belongs to no member; use a member's own key.",
+                ),
+            )
         if actor.kind == "key" and not _only_looks(connection):
-            raise Refused(403, "A key only reads here; sign in to change something.")
+            raise Refused(
+                403, Fault("key_reads", "A key only reads here; sign in to change something.")
+            )
         connection.scope["user"] = actor
 
     async def session(self, connection: AnyConnection, _: BaseRouteHandler) -> None:
         """Let in who has signed in, to what is about that."""
         actor = await self._identify(connection, changing_password=True)
         if actor.kind != "session":
-            raise Refused(403, "This is for members who have signed in.")
+            raise Refused(403, Fault("needs_session", "This is for members who have signed in."))
         connection.scope["user"] = actor
 
     async def live(self, connection: AnyConnection, _: BaseRouteHandler) -> None:
@@ -165,7 +176,9 @@ class Gate:
         browser.check_origin(connection)
         actor = await self._identify(connection)
         if actor.kind == "key":
-            raise Refused(403, "A key hears nothing; sign in to hear of what changes.")
+            raise Refused(
+                403, Fault("key_hears", "A key hears nothing; sign in to hear of what changes.")
+            )
         connection.scope["user"] = actor
 
     async def _identify(
@@ -179,13 +192,19 @@ class Gate:
             if session is not None and session.must_change_password and not changing_password:
                 raise Refused(
                     403,
-                    "Choose a password of your own first: `POST /api/auth/password`.",
+                    Fault(
+                        "must_change_password",
+                        "Choose a password of your own first: `POST /api/auth/password`.",
+                    ),
                 )
             return actor
         raise Refused(
             401,
-            "The credential is missing, unknown, expired or revoked. Sign in, or "
-            "send `Authorization: Bearer` with an admin token or a member's key.",
+            Fault(
+                "no_credential",
+                "The credential is missing, unknown, expired or revoked. Sign in, or "
+                "send `Authorization: Bearer` with an admin token or a member's key.",
+            ),
             headers={"WWW-Authenticate": "Bearer"},
         )
 
@@ -220,7 +239,7 @@ class Gate:
                 return None
         member = directory.members.get(key.member_id)
         if member is None or member.status != "active":
-            raise Refused(403, "This member is disabled.")
+            raise Refused(403, Fault("member_disabled", "This member is disabled."))
         return Actor("key", key.id, f"key {key.id}", "member", key.member_id)
 
     async def _by_session(self, connection: AnyConnection) -> Actor | None:
@@ -306,7 +325,10 @@ class Change:
         if wanted is None or wanted.strip() == "*":
             return
         if etag(record) not in (one.strip().removeprefix("W/") for one in wanted.split(",")):
-            raise Refused(412, "This has been changed since you read it: read it again.")
+            raise Refused(
+                412,
+                Fault("changed_since", "This has been changed since you read it: read it again."),
+            )
 
 
 class Desk:
@@ -375,7 +397,15 @@ def desk_for(deps: ControlDeps) -> Callable[[Request[Any, Any, Any]], Awaitable[
         for name in request.query_params:
             if name not in known:
                 takes = ", ".join(sorted(known)) or "no parameters"
-                raise Refused(400, f"Unknown parameter {name[:50]!r}; this takes {takes}.")
+                raise Refused(
+                    400,
+                    Fault(
+                        "unknown_parameter",
+                        "Unknown parameter {name!r}; this takes {known}.",
+                        name=name[:50],
+                        known=takes,
+                    ),
+                )
         return Desk(deps, request)
 
     return desk

@@ -1,11 +1,12 @@
 """Errors: everything under `/api` that goes wrong, as an RFC 9457 document.
 
 Owns the exceptions that handlers raise and the map from exceptions to documents. Owns no wording of
-a single check: whoever refuses says what to change.
+a single check: whoever refuses says what to change (see `core.faults`). The dashboard has words of
+its own for every code (`frontend/src/i18n/*.errors.json`).
 
 Invariants: every error is `application/problem+json` and carries `x-request-id`; one that concerns
-a field names it; none holds a stack trace, a statement or a secret. A 500 is logged and says
-nothing.
+a field names it; what is wrong has a code beside its English words; none holds a stack trace, a
+statement or a secret. A 500 is logged and says nothing.
 """
 
 import re
@@ -22,6 +23,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import ResponseSpec
 from litestar.types import ExceptionHandlersMap, Scope
 
+from app.core.faults import Fault, Value
 from app.ids import uuid7
 from app.problems import control_problem
 from app.store.database import Conflict, DatabaseUnavailable
@@ -34,10 +36,12 @@ PROBLEM_JSON: Final = "application/problem+json"
 
 
 class FieldError(msgspec.Struct, frozen=True):
-    """One field, and what to change in it."""
+    """One field, and what to change in it: in English, and for programs."""
 
     field: str
     message: str
+    code: str
+    values: dict[str, Value]
 
 
 class ProblemDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +51,10 @@ class ProblemDocument(msgspec.Struct, frozen=True, kw_only=True):
     status: int
     title: str
     detail: str
+    code: str
+    """What is wrong, for programs; of one field that is wrong, the same as in `errors`."""
+    values: dict[str, Value]
+    """What varies in the words of the code."""
     errors: list[FieldError] = []
 
 
@@ -84,30 +92,41 @@ class Refused(HTTPException):
     def __init__(
         self,
         status: int,
-        detail: str,
+        fault: Fault,
         *,
         field: str | None = None,
         headers: dict[str, str] | None = None,
         errors: Sequence[FieldError] = (),
+        detail: str | None = None,
     ) -> None:
+        if detail is None:
+            detail = str(fault) if field is None else f"{field} {fault}."
         super().__init__(detail=detail, status_code=status, headers=headers)
+        self.fault = fault
         self.field = field
-        self.errors = errors if field is None else (FieldError(field, detail),)
+        self.errors = errors
+        if field is not None:
+            self.errors = (FieldError(field, detail, fault.code, fault.values),)
 
 
-def invalid(field: str, message: str) -> Refused:
-    """Return a 422: a value that cannot be taken."""
-    return Refused(422, f"{field} {message}.", field=field)
+def invalid(field: str, code: str, words: str, /, **values: Value) -> Refused:
+    """Return a 422: a value that cannot be taken. `words` follow the field's name."""
+    return Refused(422, Fault(code, words, **values), field=field)
 
 
-def taken(field: str, message: str) -> Refused:
+def misfit(field: str, fault: Fault, begin: str = "") -> Refused:
+    """Return a 422: a value that cannot be taken, as the core found."""
+    return Refused(422, fault, field=field, detail=f"{field} {begin}{fault}.")
+
+
+def taken(field: str, code: str, words: str, /, **values: Value) -> Refused:
     """Return a 409: a value that contradicts what there is."""
-    return Refused(409, f"{field} {message}.", field=field)
+    return Refused(409, Fault(code, words, **values), field=field)
 
 
 def unknown(what: str) -> Refused:
     """Return a 404."""
-    return Refused(404, f"There is no such {what}.")
+    return Refused(404, Fault("no_such", "There is no such {what}.", what=what))
 
 
 def request_id_of(scope: Scope) -> str:
@@ -124,14 +143,21 @@ def request_id_of(scope: Scope) -> str:
 def _answer(
     request: Request[Any, Any, Any],
     status: int,
-    detail: str,
-    errors: Sequence[Mapping[str, object]] = (),
+    fault: Fault,
+    errors: Sequence[FieldError] = (),
     headers: Mapping[str, str] | None = None,
+    detail: str | None = None,
 ) -> Response[Any]:
+    document = control_problem(
+        status,
+        HTTPStatus(status).phrase,
+        str(fault) if detail is None else detail,
+        fault.code,
+        fault.values,
+        [msgspec.structs.asdict(one) for one in errors],
+    )
     return Response(
-        content=msgspec.json.encode(
-            control_problem(status, HTTPStatus(status).phrase, detail, errors)
-        ),
+        content=msgspec.json.encode(document),
         status_code=status,
         media_type=PROBLEM_JSON,
         headers={**(headers or {}), "x-request-id": request_id_of(request.scope)},
@@ -139,28 +165,39 @@ def _answer(
 
 
 def _on_refused(request: Request[Any, Any, Any], error: Refused) -> Response[Any]:
-    errors = [{"field": one.field, "message": one.message} for one in error.errors]
-    return _answer(request, error.status_code, error.detail, errors, error.headers)
+    return _answer(
+        request, error.status_code, error.fault, error.errors, error.headers, error.detail
+    )
 
 
 def _on_invalid_parameters(
     request: Request[Any, Any, Any], error: ValidationException
 ) -> Response[Any]:
-    errors: list[dict[str, object]] = []
+    errors: list[FieldError] = []
     for one in error.extra if isinstance(error.extra, list) else []:
         field, message = one.get("key", ""), one.get("message", "")
         if one.get("source") == "body":
-            return _answer(request, 400, "The request needs a JSON object as its body.")
-        errors.append({"field": field, "message": f"{field}: {message}."})
-    detail = " ".join(str(one["message"]) for one in errors)
-    return _answer(request, 400, detail or "The parameters cannot be read.", errors)
+            fault = Fault("no_body", "The request needs a JSON object as its body.")
+            return _answer(request, 400, fault)
+        said = Fault("unreadable", "{said}", said=message)
+        errors.append(FieldError(field, f"{field}: {message}.", said.code, said.values))
+    fault = Fault("parameters", "The parameters cannot be read.")
+    detail = " ".join(one.message for one in errors)
+    return _answer(request, 400, fault, errors, detail=detail or None)
 
 
-_ROUTING: dict[int, str] = {
-    404: "There is nothing at {path}.",
-    405: "{path} does not take {method}.",
-    413: f"The request body is larger than {BODY_BYTES_MAX} bytes.",
-}
+def _routing(status: int, path: str, method: str) -> Fault:
+    match status:
+        case 404:
+            return Fault("no_path", "There is nothing at {path}.", path=path)
+        case 405:
+            return Fault("method", "{path} does not take {method}.", path=path, method=method)
+        case 413:
+            return Fault(
+                "too_large", "The request body is larger than {most} bytes.", most=BODY_BYTES_MAX
+            )
+        case _:
+            return Fault("status", "{phrase}.", phrase=HTTPStatus(status).phrase)
 
 
 def _on_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
@@ -168,18 +205,21 @@ def _on_http_exception(request: Request[Any, Any, Any], error: HTTPException) ->
     if status >= 500:
         return _on_failure(request, error)
     path = re.sub(r"[^\x21-\x7e]", "�", request.scope["path"])[:200]
-    detail = _ROUTING.get(status, HTTPStatus(status).phrase + ".")
-    detail = detail.format(path=path, method=request.scope["method"])
-    return _answer(request, status, detail, headers=error.headers)
+    fault = _routing(status, path, request.scope["method"])
+    return _answer(request, status, fault, headers=error.headers)
 
 
 def _on_conflict(request: Request[Any, Any, Any], _: Conflict) -> Response[Any]:
-    return _answer(request, 409, "This contradicts a change made at the same moment; look again.")
+    fault = Fault("conflict", "This contradicts a change made at the same moment; look again.")
+    return _answer(request, 409, fault)
 
 
 def _on_unavailable(request: Request[Any, Any, Any], error: DatabaseUnavailable) -> Response[Any]:
     log.warning("control_database_away", cause=type(error.__cause__).__name__)
-    return _answer(request, 503, "The database does not answer at the moment; nothing was changed.")
+    fault = Fault(
+        "database_away", "The database does not answer at the moment; nothing was changed."
+    )
+    return _answer(request, 503, fault)
 
 
 def _on_failure(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
@@ -191,7 +231,7 @@ def _on_failure(request: Request[Any, Any, Any], error: Exception) -> Response[A
         # As text: renderers of exceptions like to show the locals, and a body may hold secrets.
         trace="".join(traceback.format_exception(error)),
     )
-    return _answer(request, 500, "Something went wrong on our side.")
+    return _answer(request, 500, Fault("internal", "Something went wrong on our side."))
 
 
 CONTROL_EXCEPTION_HANDLERS: Final[ExceptionHandlersMap] = {

@@ -165,7 +165,11 @@ async def renew_invitation(
     async def work(change: Change) -> InvitationRecord:
         known = await records.current(change, invitations.invitations, invitation_id, "invitation")
         if not may_renew(known.status_at(change.at)):
-            raise taken("id", "is that of an invitation that is over: invite the member anew")
+            raise taken(
+                "id",
+                "invitation_over",
+                "is that of an invitation that is over: invite the member anew",
+            )
         _check_active(await records.again(change, catalogue.members, known.member_id))
         await end_invitations(change, known.member_id, but=known.id)
         expires_at = renewed_expiry(known.issued_at, known.expires_at, change.at)
@@ -200,7 +204,11 @@ async def revoke_invitation(id: FromPath[str], desk: NamedDependency[Desk]) -> I
         known = await records.current(change, invitations.invitations, invitation_id, "invitation")
         status = known.status_at(change.at)
         if status == "accepted":
-            raise taken("id", "is that of an invitation that was accepted: disable the member")
+            raise taken(
+                "id",
+                "invitation_accepted",
+                "is that of an invitation that was accepted: disable the member",
+            )
         if status != "revoked":
             await invitations.invitations.change(
                 change.connection, known.id, {"revoked_at": change.at}
@@ -226,13 +234,15 @@ def _agree(member: MemberRecord, name: str | UnsetType, role: Role | UnsetType) 
         if said is not UNSET and said != known:
             raise taken(
                 field,
-                f"is {known!r} of the member with this address: leave it out, or change the member",
+                "member_otherwise",
+                "is '{known}' of the member with this address: leave it out, or change the member",
+                known=known,
             )
 
 
 def _check_active(member: MemberRecord) -> None:
     if member.status != "active":
-        raise taken("email", "is a disabled member's: enable them first")
+        raise taken("email", "email_of_disabled", "is a disabled member's: enable them first")
 
 
 def _inviter(desk: Desk) -> str | None:

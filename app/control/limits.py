@@ -15,7 +15,7 @@ from msgspec import UNSET, UnsetType
 
 from app.control import wire
 from app.control.desk import Change
-from app.control.errors import invalid
+from app.control.errors import invalid, misfit
 from app.control.wire import Input
 from app.core.ledger import AccountKey, Meter, OwnerKind, account_key
 from app.core.money import AMOUNT_TOKENS_MAX, nano_to_usd
@@ -48,22 +48,30 @@ def read_window(field: str, name: str, owner: OwnerKind) -> Window:
     try:
         window = check_window(name)
     except InvalidWindow as error:
-        raise invalid(field, str(error)) from None
+        raise misfit(field, error) from None
     if owner != "key" and rolling(window) is not None:
-        raise invalid(field, "can roll for keys only: use hour, day, month or lifetime")
+        raise invalid(
+            field, "window_rolls", "can roll for keys only: use hour, day, month or lifetime"
+        )
     return window
 
 
 def read_limits(asked: Sequence[LimitInput], owner: OwnerKind) -> dict[LimitName, int]:
     """Check limits, and turn their amounts into tokens and nano-USD."""
     if len(asked) > LIMITS_MAX:
-        raise invalid("limits", f"must be at most {LIMITS_MAX}")
+        raise invalid("limits", "limits_at_most", "must be at most {most}", most=LIMITS_MAX)
     limits: dict[LimitName, int] = {}
     for n, limit in enumerate(asked):
         field = f"limits[{n}]"
         window = read_window(f"{field}.window", limit.window, owner)
         if (limit.meter, window) in limits:
-            raise invalid(field, f"limits {limit.meter} by the {window} a second time")
+            raise invalid(
+                field,
+                "limit_twice",
+                "limits {meter} by the {window} a second time",
+                meter=limit.meter,
+                window=window,
+            )
         limits[limit.meter, window] = read_amount(f"{field}.amount", limit.meter, limit.amount)
     return limits
 
@@ -76,9 +84,11 @@ def read_amount(field: str, meter: Meter, amount: Decimal) -> int:
         return nano
     # In this order: a number of a million digits is not written out first.
     if not amount.is_finite() or not 0 <= amount <= AMOUNT_TOKENS_MAX:
-        raise invalid(field, f"must be from 0 to {AMOUNT_TOKENS_MAX} tokens")
+        raise invalid(
+            field, "tokens_between", "must be from 0 to {most} tokens", most=AMOUNT_TOKENS_MAX
+        )
     if amount != amount.to_integral_value():
-        raise invalid(field, "must be a whole number of tokens")
+        raise invalid(field, "tokens_whole", "must be a whole number of tokens")
     return int(amount)
 
 
@@ -98,7 +108,11 @@ def read_budget(value: int | None, limits: Mapping[LimitName, int | None]) -> in
     """Check a token budget: a limit of the lifetime's tokens, of which 0 is none."""
     budget = wire.cap_tokens("token_budget", value) or None
     if budget is not None and limits.get(BUDGET, budget) != budget:
-        raise invalid("token_budget", "is not what `limits` says of the lifetime's tokens")
+        raise invalid(
+            "token_budget",
+            "budget_disagrees",
+            "is not what `limits` says of the lifetime's tokens",
+        )
     return budget
 
 

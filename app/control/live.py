@@ -18,6 +18,7 @@ from litestar.response import Stream as Streamed
 from app.control.desk import Desk, Gate
 from app.control.download import begun
 from app.control.errors import Refused, documented
+from app.core.faults import Fault
 from app.core.live import News
 
 STREAMS_MAX: Final = 20
@@ -43,7 +44,11 @@ async def hear(desk: NamedDependency[Desk]) -> Streamed:
     if live.count(credential) >= STREAMS_MAX:
         raise Refused(
             429,
-            f"There are {STREAMS_MAX} streams open already; close one first.",
+            Fault(
+                "streams",
+                "There are {most} streams open already; close one first.",
+                most=STREAMS_MAX,
+            ),
             headers={"Retry-After": "5"},
         )
     lines = _told(desk, frozenset({credential, desk.actor.id}))

@@ -41,6 +41,7 @@ from app.control import browser, wire
 from app.control.auth import Entrance, end_sessions, entrance_for
 from app.control.desk import Change, ControlDeps, Desk, Gate
 from app.control.errors import Refused, documented, request_id_of, unknown
+from app.core.faults import Fault
 from app.core.identities import (
     SIGN_IN_LIFE,
     Enter,
@@ -332,7 +333,12 @@ async def _link(
 
 def _provider(deps: ControlDeps) -> IdentityProvider:
     if deps.identity_provider is None:
-        raise Refused(404, "No identity provider is set up (SPENDGATE_OIDC_ISSUER).")
+        raise Refused(
+            404,
+            Fault(
+                "no_identity_provider", "No identity provider is set up (SPENDGATE_OIDC_ISSUER)."
+            ),
+        )
     return deps.identity_provider
 
 

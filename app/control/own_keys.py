@@ -37,6 +37,7 @@ from app.control.limits import (
     shown,
 )
 from app.control.wire import Input
+from app.core.faults import Fault
 from app.core.own_keys import loosened, outlives
 from app.store.catalogue import KeyRecord
 from app.store.usage import KeyView, discreet
@@ -82,7 +83,9 @@ async def tighten_own_key(
         if expires_at is not UNSET:
             if outlives(key.expires_at, expires_at):
                 raise Refused(
-                    403, "expires_at may only become earlier; ask an admin.", field="expires_at"
+                    403,
+                    Fault("only_earlier", "may only become earlier; ask an admin"),
+                    field="expires_at",
                 )
             values["expires_at"] = expires_at
         former = {(limit.meter, limit.window): limit.amount for limit in key.limits}
@@ -90,7 +93,7 @@ async def tighten_own_key(
         if looser is not None:
             raise _looser(looser, former[looser])
         if len(former | wanted) > LIMITS_MAX:
-            raise invalid("limits", f"would be more than {LIMITS_MAX}")
+            raise invalid("limits", "limits_at_most", "would be more than {most}", most=LIMITS_MAX)
         return await store_key(change, key, values, wanted)
 
     return discreet(await key_view(desk, await desk.write(work)))
@@ -99,12 +102,15 @@ async def tighten_own_key(
 def _looser(limit: LimitName, amount: int) -> Refused:
     meter, window = limit
     field = "token_budget" if limit == BUDGET else "limits"
-    return Refused(
-        403,
-        f"The limit of {shown(meter, amount)} {meter} per {window} may be lowered, but neither "
+    fault = Fault(
+        "only_lower",
+        "The limit of {amount} {meter} per {window} may be lowered, but neither "
         "raised nor lifted; ask an admin.",
-        field=field,
+        amount=str(shown(meter, amount)),
+        meter=meter,
+        window=window,
     )
+    return Refused(403, fault, field=field, detail=str(fault))
 
 
 @post(

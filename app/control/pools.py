@@ -23,7 +23,7 @@ from msgspec import UNSET, UnsetType
 
 from app.control import records, wire
 from app.control.desk import Change, Desk
-from app.control.errors import Refused, documented, invalid, taken, unknown
+from app.control.errors import Refused, documented, invalid, misfit, taken, unknown
 from app.control.limits import (
     QUOTA,
     LimitInput,
@@ -236,7 +236,7 @@ async def rebalance_pool(
         try:
             return await rebalances.plan(connection, pool, calendar, desk.at)
         except CannotRebalance as error:
-            raise Refused(422, f"This pool cannot be shared out: {error}.") from None
+            raise Refused(422, error, detail=f"This pool cannot be shared out: {error}.") from None
 
     async def work(change: Change) -> RebalanceDocument:
         planned = await plan(change.connection)
@@ -286,13 +286,18 @@ def _rebalance(record: RebalanceRecord) -> RebalanceDocument:
 
 def _agrees(meter: Meter, quota: int | None, limits: Mapping[LimitName, int]) -> None:
     if limits.get((meter, MONTH), quota) != quota:
-        raise invalid(QUOTA[meter], f"is not what `limits` says of the month's {meter}")
+        raise invalid(
+            QUOTA[meter],
+            "quota_disagrees",
+            "is not what `limits` says of the month's {meter}",
+            meter=meter,
+        )
 
 
 async def _free_name(change: Change, name: str, pool_id: str | None) -> None:
     owner = await pools.named(change.connection, name)
     if owner is not None and owner != pool_id:
-        raise taken("name", f"{name!r} is another pool's")
+        raise taken("name", "name_taken", "{name!r} is another {what}'s", name=name, what="pool")
 
 
 async def _fits(change: Change, pool_id: str, parent_id: str | None) -> None:
@@ -300,11 +305,11 @@ async def _fits(change: Change, pool_id: str, parent_id: str | None) -> None:
         return
     parents = await pools.parents(change.connection)
     if parent_id not in parents:
-        raise invalid("parent_id", "is no pool's")
+        raise invalid("parent_id", "no_such_id", "is no {what}'s", what="pool")
     try:
         check_nesting(pool_id, parent_id, parents)
     except InvalidNesting as error:
-        raise invalid("parent_id", str(error)) from None
+        raise misfit("parent_id", error) from None
 
 
 async def _set_limits(

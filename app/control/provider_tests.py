@@ -18,7 +18,8 @@ from app.control import wire
 from app.control.desk import Change, Desk
 from app.control.errors import documented, invalid, unknown
 from app.control.wire import Input
-from app.core.looks import Look, judge
+from app.core.faults import Fault, Value
+from app.core.looks import Look, judge, wrong
 from app.store import catalogue
 
 WITHIN_S: Final = 10.0
@@ -41,6 +42,9 @@ class ProviderTestDocument(msgspec.Struct, frozen=True):
     """How many models it lists."""
     model_listed: bool | None
     """Whether it lists the model that was asked for, by the name that it knows it by."""
+    code: str | None = None
+    """What is wrong, for programs; `values` are what varies in the message."""
+    values: dict[str, Value] = {}
 
 
 @post("/providers/{id:str}/test", status_code=200, summary="Ask a provider for its models")
@@ -56,18 +60,21 @@ async def test_provider(
     if record is None:
         raise unknown("provider")
     if slug is not None and (model is None or model.provider_id != provider_id):
-        raise invalid("model", "is no model of this provider's")
+        raise invalid("model", "model_of_another", "is no model of this provider's")
     directory = desk.deps.directory
     await directory.look_again()
     provider = directory.providers.get(provider_id)
     clock = asyncio.get_running_loop().time
     began = clock()
     if provider is None or provider.credential is None:
-        look = Look(None, failure="There is no credential that could be read: set api_key.")
+        look = Look(None)
+        verdict = wrong(
+            Fault("no_provider_key", "There is no credential that could be read: set api_key.")
+        )
     else:
         look = await desk.deps.look(provider, WITHIN_S)
+        verdict = judge(look, None if model is None else model.upstream_model)
     latency_ms = round((clock() - began) * 1000)
-    verdict = judge(look, None if model is None else model.upstream_model)
 
     async def work(change: Change) -> None:
         await change.record(
@@ -85,6 +92,8 @@ async def test_provider(
         verdict.message,
         verdict.models,
         verdict.model_listed,
+        None if verdict.fault is None else verdict.fault.code,
+        {} if verdict.fault is None else verdict.fault.values,
     )
 
 

@@ -8,7 +8,7 @@ no cell of a CSV can be a formula; a file is streamed, never held whole.
 """
 
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from datetime import datetime
 from typing import Annotated, Final, cast
 
@@ -23,6 +23,7 @@ from app.control.desk import Change, Desk
 from app.control.download import cell, download, line
 from app.control.errors import Refused, documented, invalid, unknown
 from app.control.wire import Page
+from app.core.faults import Fault
 from app.core.refusals import Outcome
 from app.store import catalogue, journal, sessions, usage
 from app.store.journal import AuditEvent
@@ -73,59 +74,76 @@ class UsageDocument(msgspec.Struct, frozen=True):
 # Calls
 
 
-async def _calls(
-    desk: Desk,
-    cursor: str | None,
-    limit: int,
-    since: str | None,
-    until: str | None,
-    **equal: str | None,
-) -> Page[CallDocument]:
-    zone = desk.deps.calendar.zone
-    for field, value in equal.items():
-        check = wire.id_filter if field.endswith("_id") else wire.text_filter
-        check(field, value)
-    below = wire.after(cursor)
-    first, last = wire.instant_filter("from", since, zone), wire.instant_filter("to", until, zone)
-    async with desk.deps.database.snapshot() as connection:
-        calls = await usage.calls(
-            connection,
-            below=below,
-            limit=wire.page_limit(limit) + 1,
-            since=first,
-            until=last,
-            equal=equal,
-        )
-    return wire.paged(calls, limit, lambda call: call.id)
+class CallsQuery(msgspec.Struct, frozen=True):
+    """Which calls to list."""
+
+    since: datetime | None
+    until: datetime | None
+    equal: dict[str, str | None]
 
 
-@get("/calls", tags=["Calls"], summary="List calls, newest first")
-async def list_calls(
+async def _calls_asked(
     desk: NamedDependency[Desk],
-    cursor: FromQuery[str | None] = None,
-    limit: FromQuery[int] = wire.PAGE_DEFAULT,
     allocation_id: FromQuery[str | None] = None,
-    member_id: FromQuery[str | None] = None,
     key_id: FromQuery[str | None] = None,
     model: FromQuery[str | None] = None,
     endpoint: FromQuery[str | None] = None,
     outcome: FromQuery[Outcome | None] = None,
     since: Since = None,
     until: Until = None,
-) -> Page[CallDocument]:
-    return await _calls(
-        desk,
-        cursor,
-        limit,
-        since,
-        until,
-        allocation_id=allocation_id,
-        member_id=member_id,
-        key_id=key_id,
-        model=model,
-        endpoint=endpoint,
-        outcome=outcome,
+) -> CallsQuery:
+    """Read the parameters that choose calls, whosever they are."""
+    zone = desk.deps.calendar.zone
+    equal = {
+        "allocation_id": allocation_id,
+        "key_id": key_id,
+        "model": model,
+        "endpoint": endpoint,
+        "outcome": outcome,
+    }
+    return CallsQuery(
+        wire.instant_filter("from", since, zone),
+        wire.instant_filter("to", until, zone),
+        _filters(equal),
     )
+
+
+_CALLS: Final = {"asked": Provide(_calls_asked)}
+
+
+def _filters(equal: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Check what columns are to be equal to."""
+    for field, value in equal.items():
+        check = wire.id_filter if field.endswith("_id") else wire.text_filter
+        check(field, value)
+    return dict(equal)
+
+
+async def _calls(
+    desk: Desk, asked: CallsQuery, member_id: str | None, cursor: str | None, limit: int
+) -> Page[CallDocument]:
+    below = wire.after(cursor)
+    async with desk.deps.database.snapshot() as connection:
+        calls = await usage.calls(
+            connection,
+            below=below,
+            limit=wire.page_limit(limit) + 1,
+            since=asked.since,
+            until=asked.until,
+            equal=asked.equal | {"member_id": member_id},
+        )
+    return wire.paged(calls, limit, lambda call: call.id)
+
+
+@get("/calls", tags=["Calls"], summary="List calls, newest first", dependencies=_CALLS)
+async def list_calls(
+    desk: NamedDependency[Desk],
+    asked: NamedDependency[CallsQuery],
+    cursor: FromQuery[str | None] = None,
+    limit: FromQuery[int] = wire.PAGE_DEFAULT,
+    member_id: FromQuery[str | None] = None,
+) -> Page[CallDocument]:
+    return await _calls(desk, asked, wire.id_filter("member_id", member_id), cursor, limit)
 
 
 @get("/calls/{id:str}", tags=["Calls"], summary="Show a call")
@@ -141,34 +159,7 @@ async def show_call(id: FromPath[str], desk: NamedDependency[Desk]) -> CallDocum
 # Usage
 
 
-async def _any_usage(
-    desk: NamedDependency[Desk],
-    group_by: GroupBy = "allocation",
-    since: Since = None,
-    until: Until = None,
-    allocation_id: FromQuery[str | None] = None,
-    member_id: FromQuery[str | None] = None,
-    pool_id: PoolId = None,
-    key_id: FromQuery[str | None] = None,
-    model: FromQuery[str | None] = None,
-    endpoint: FromQuery[str | None] = None,
-) -> UsageQuery:
-    """Read the parameters that choose whose usage is summed up, and how."""
-    return _usage_query(
-        desk,
-        group_by,
-        since,
-        until,
-        allocation_id=allocation_id,
-        member_id=member_id,
-        pool_id=pool_id,
-        key_id=key_id,
-        model=model,
-        endpoint=endpoint,
-    )
-
-
-async def _own_usage(
+async def _usage_asked(
     desk: NamedDependency[Desk],
     group_by: GroupBy = "allocation",
     since: Since = None,
@@ -179,44 +170,38 @@ async def _own_usage(
     model: FromQuery[str | None] = None,
     endpoint: FromQuery[str | None] = None,
 ) -> UsageQuery:
-    """Read the same, for one's own usage."""
-    return _usage_query(
-        desk,
-        group_by,
-        since,
-        until,
-        allocation_id=allocation_id,
-        member_id=desk.member_id,
-        pool_id=pool_id,
-        key_id=key_id,
-        model=model,
-        endpoint=endpoint,
-    )
-
-
-_ANY: Final = {"asked": Provide(_any_usage)}
-_OWN: Final = {"asked": Provide(_own_usage)}
-
-
-def _usage_query(
-    desk: Desk, group_by: str, since: str | None, until: str | None, **equal: str | None
-) -> UsageQuery:
-    for field, value in equal.items():
-        check = wire.id_filter if field.endswith("_id") else wire.text_filter
-        check(field, value)
+    """Read the parameters that choose what is summed up, and how; not whose it is."""
+    equal = {
+        "allocation_id": allocation_id,
+        "pool_id": pool_id,
+        "key_id": key_id,
+        "model": model,
+        "endpoint": endpoint,
+    }
     names = [name.strip() for name in group_by.split(",")]
     for name in names:
         if name not in DIMENSIONS:
-            raise invalid("group_by", f"must name some of {', '.join(DIMENSIONS)}")
+            raise invalid(
+                "group_by", "some_of", "must name some of {known}", known=", ".join(DIMENSIONS)
+            )
     calendar = desk.deps.calendar
     first = wire.instant_filter("from", since, calendar.zone)
     return UsageQuery(
         tuple(cast(list[Dimension], wire.distinct("group_by", names))),
         usage.month_so_far(calendar, desk.at) if first is None else first,
         wire.instant_filter("to", until, calendar.zone),
-        equal,
+        _filters(equal),
         str(calendar.zone),
     )
+
+
+_SUMS: Final = {"asked": Provide(_usage_asked)}
+
+
+def _of(asked: UsageQuery, member_id: str | None) -> UsageQuery:
+    """Narrow it to one member, if one is named."""
+    member = wire.id_filter("member_id", member_id)
+    return msgspec.structs.replace(asked, equal={**asked.equal, "member_id": member})
 
 
 async def _usage(desk: Desk, query: UsageQuery) -> UsageDocument:
@@ -226,8 +211,12 @@ async def _usage(desk: Desk, query: UsageQuery) -> UsageDocument:
     if len(items) > GROUPS_MAX:
         raise Refused(
             422,
-            f"These are more than {GROUPS_MAX} groups: ask for a shorter time, "
-            "or for usage.csv or usage.json, which have no end.",
+            Fault(
+                "too_many_groups",
+                "These are more than {most} groups: ask for a shorter time, "
+                "or for usage.csv or usage.json, which have no end.",
+                most=GROUPS_MAX,
+            ),
         )
     return UsageDocument(query.since, query.until, list(query.group_by), items)
 
@@ -236,13 +225,15 @@ async def _usage(desk: Desk, query: UsageQuery) -> UsageDocument:
     "/usage",
     tags=["Usage"],
     summary="Sum up usage; from this month's start if not told otherwise",
-    dependencies=_ANY,
+    dependencies=_SUMS,
 )
 async def show_usage(
-    desk: NamedDependency[Desk], asked: NamedDependency[UsageQuery]
+    desk: NamedDependency[Desk],
+    asked: NamedDependency[UsageQuery],
+    member_id: FromQuery[str | None] = None,
 ) -> UsageDocument:
     """`units` are quantities by unit, each summed by itself; USD are summed across all."""
-    return await _usage(desk, asked)
+    return await _usage(desk, _of(asked, member_id))
 
 
 @get(
@@ -250,15 +241,31 @@ async def show_usage(
     tags=["Usage"],
     summary="The same as CSV, with a column for every unit",
     media_type="text/csv",
-    dependencies=_ANY,
+    dependencies=_SUMS,
 )
-async def download_usage(desk: NamedDependency[Desk], asked: NamedDependency[UsageQuery]) -> Stream:
-    return await download(_csv(desk, asked), "usage.csv", "text/csv; charset=utf-8")
+async def download_usage(
+    desk: NamedDependency[Desk],
+    asked: NamedDependency[UsageQuery],
+    member_id: FromQuery[str | None] = None,
+) -> Stream:
+    return await _csv_file(desk, _of(asked, member_id))
 
 
-@get("/usage.json", tags=["Usage"], summary="The same as JSON without end", dependencies=_ANY)
-async def export_usage(desk: NamedDependency[Desk], asked: NamedDependency[UsageQuery]) -> Stream:
-    return await download(_json(desk, asked), "usage.json", "application/json")
+@get("/usage.json", tags=["Usage"], summary="The same as JSON without end", dependencies=_SUMS)
+async def export_usage(
+    desk: NamedDependency[Desk],
+    asked: NamedDependency[UsageQuery],
+    member_id: FromQuery[str | None] = None,
+) -> Stream:
+    return await _json_file(desk, _of(asked, member_id))
+
+
+async def _csv_file(desk: Desk, query: UsageQuery) -> Stream:
+    return await download(_csv(desk, query), "usage.csv", "text/csv; charset=utf-8")
+
+
+async def _json_file(desk: Desk, query: UsageQuery) -> Stream:
+    return await download(_json(desk, query), "usage.json", "application/json")
 
 
 async def _csv(desk: Desk, query: UsageQuery) -> AsyncGenerator[str, None]:
@@ -314,10 +321,7 @@ _TOTALS: Final = ("calls", "refused_calls", "unpriced_calls", "tokens", "cost_us
 async def _sessions(
     desk: Desk, cursor: str | None, limit: int, **equal: str | None
 ) -> Page[SessionDocument]:
-    for field, value in equal.items():
-        check = wire.id_filter if field.endswith("_id") else wire.text_filter
-        check(field, value)
-    after = wire.after(cursor)
+    after, equal = wire.after(cursor), _filters(equal)
     async with desk.deps.database.snapshot() as connection:
         running = await sessions.running(
             connection, at=desk.at, after=after, limit=wire.page_limit(limit) + 1, equal=equal
@@ -443,55 +447,44 @@ async def my_keys(
     return wire.paged(shown, limit, lambda view: view.id)
 
 
-@get("/calls", summary="List one's own calls, newest first")
+@get("/calls", summary="List one's own calls, newest first", dependencies=_CALLS)
 async def my_calls(
     desk: NamedDependency[Desk],
+    asked: NamedDependency[CallsQuery],
     cursor: FromQuery[str | None] = None,
     limit: FromQuery[int] = wire.PAGE_DEFAULT,
-    allocation_id: FromQuery[str | None] = None,
-    key_id: FromQuery[str | None] = None,
-    model: FromQuery[str | None] = None,
-    endpoint: FromQuery[str | None] = None,
-    outcome: FromQuery[Outcome | None] = None,
-    since: Since = None,
-    until: Until = None,
 ) -> Page[CallDocument]:
-    return await _calls(
-        desk,
-        cursor,
-        limit,
-        since,
-        until,
-        allocation_id=allocation_id,
-        member_id=desk.member_id,
-        key_id=key_id,
-        model=model,
-        endpoint=endpoint,
-        outcome=outcome,
-    )
+    return await _calls(desk, asked, desk.member_id, cursor, limit)
 
 
 @get(
     "/usage",
     summary="Sum up one's own usage; from this month's start if not told otherwise",
-    dependencies=_OWN,
+    dependencies=_SUMS,
 )
 async def my_usage(
     desk: NamedDependency[Desk], asked: NamedDependency[UsageQuery]
 ) -> UsageDocument:
-    return await _usage(desk, asked)
+    return await _usage(desk, _of(asked, desk.member_id))
 
 
 @get(
     "/usage.csv",
     summary="The same as CSV, with a column for every unit",
     media_type="text/csv",
-    dependencies=_OWN,
+    dependencies=_SUMS,
 )
 async def download_my_usage(
     desk: NamedDependency[Desk], asked: NamedDependency[UsageQuery]
 ) -> Stream:
-    return await download(_csv(desk, asked), "usage.csv", "text/csv; charset=utf-8")
+    return await _csv_file(desk, _of(asked, desk.member_id))
+
+
+@get("/usage.json", summary="The same as JSON without end", dependencies=_SUMS)
+async def export_my_usage(
+    desk: NamedDependency[Desk], asked: NamedDependency[UsageQuery]
+) -> Stream:
+    return await _json_file(desk, _of(asked, desk.member_id))
 
 
 @get("/realtime-sessions", summary="List one's own running realtime sessions")
@@ -542,6 +535,7 @@ def me_router() -> Router:
         my_calls,
         my_usage,
         download_my_usage,
+        export_my_usage,
         my_sessions,
         stop_session,
     ]

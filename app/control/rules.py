@@ -22,7 +22,7 @@ from msgspec import UNSET, UnsetType
 
 from app.control import wire
 from app.control.desk import Change, ControlDeps
-from app.control.errors import invalid
+from app.control.errors import invalid, misfit
 from app.control.limits import read_amount
 from app.core.alerts import (
     InvalidThreshold,
@@ -57,12 +57,14 @@ async def read_webhook(deps: ControlDeps, field: str, url: str) -> str:
         async with asyncio.timeout(LOOK_UP_S):
             await deps.receivers.addresses(receiver)
     except InvalidWebhookUrl as error:
-        raise invalid(field, str(error)) from None
+        raise misfit(field, error) from None
     except Forbidden as error:
         raise invalid(
             field,
-            f"must lead to a public address, but {error}; if it is meant to be reached, list its "
-            "network in SPENDGATE_WEBHOOK_PRIVATE_CIDRS",
+            "host_forbidden",
+            "must lead to a public address, but {host} is at {address}; if it is meant to be "
+            "reached, list its network in SPENDGATE_WEBHOOK_PRIVATE_CIDRS",
+            **error.values,
         ) from None
     except (Unknown, TimeoutError):
         pass
@@ -74,7 +76,7 @@ async def read_address(deps: ControlDeps, kind: DestinationKind, value: str) -> 
     if kind == "webhook":
         return await read_webhook(deps, "address", value)
     if not wire.MAILBOX.fullmatch(value):
-        raise invalid("address", "must be an e-mail address such as ops@example.org")
+        raise invalid("address", "not_email", "must be an e-mail address such as ops@example.org")
     return value
 
 
@@ -83,14 +85,14 @@ def read_threshold(
 ) -> tuple[int, bool]:
     """Check a threshold: tokens or nano-USD or, if it is of a limit, hundredths of a percent."""
     if (threshold is None) == (percent is None):
-        raise invalid("threshold", "or percent is needed, and not both")
+        raise invalid("threshold", "threshold_or_percent", "or percent is needed, and not both")
     try:
         if percent is not None:
             return check_percent(percent), True
         assert threshold is not None, "one of the two is there"
         return check_absolute(meter, read_amount("threshold", meter, threshold)), False
     except InvalidThreshold as error:
-        raise invalid("threshold" if percent is None else "percent", str(error)) from None
+        raise misfit("threshold" if percent is None else "percent", error) from None
 
 
 def read_key_threshold(value: int | None) -> int | None:
@@ -98,7 +100,7 @@ def read_key_threshold(value: int | None) -> int | None:
     try:
         return None if value is None else check_absolute("tokens", value)
     except InvalidThreshold as error:
-        raise invalid("alert_threshold", str(error)) from None
+        raise misfit("alert_threshold", error) from None
 
 
 class NewSecret(msgspec.Struct, frozen=True):
@@ -238,6 +240,7 @@ async def set_key_alert(
     if wanted is not None and told is None:
         raise invalid(
             "alert_threshold",
+            "alert_nowhere",
             "needs alert_webhook, the URL that is told; without one, set both to null",
         )
     former = {"alert_threshold": key.alert_threshold, "alert_webhook": key.alert_webhook}

@@ -387,7 +387,7 @@ async def my_snippets(
     Each endpoint is shown with one model: `model` if it may be called so, or else the first.
     """
     if endpoint is not None and endpoint not in SNIPPETS:
-        raise invalid("endpoint", f"must be one of {', '.join(SNIPPETS)}")
+        raise invalid("endpoint", "one_of", "must be one of {known}", known=", ".join(SNIPPETS))
     directory = desk.deps.directory
     await directory.look_again()
     mine = [
@@ -401,7 +401,7 @@ async def my_snippets(
     slugs = _models_of(mine)
     if model is not None:
         if model not in slugs:
-            raise invalid("model", "is no model of yours")
+            raise invalid("model", "model_not_yours", "is no model of yours")
         slugs = [model]
     base_url, key = browser.base_url(request), key_hint or "YOUR_KEY"
     shown: list[EndpointSnippets] = []
@@ -431,7 +431,7 @@ async def _opened_by(desk: Desk, hint: str) -> set[str]:
         )
     named = [key for key in keys if key.hint == hint and key.revoked_at is None]
     if not named:
-        raise invalid("key_hint", "is that of no key of yours")
+        raise invalid("key_hint", "key_not_yours", "is that of no key of yours")
     return {id for key in named for id in key.allocation_ids}
 
 

@@ -19,7 +19,7 @@ from litestar.params import FromPath, FromQuery, JSONBody
 
 from app.control import records, wire
 from app.control.desk import Change, Desk
-from app.control.errors import documented, invalid, taken, unknown
+from app.control.errors import documented, invalid, misfit, taken, unknown
 from app.control.limits import read_amount, shown
 from app.control.wire import Input, Page
 from app.core.alerts import request_event
@@ -110,7 +110,7 @@ async def add_top_up(data: JSONBody[TopUpInput], desk: NamedDependency[Desk]) ->
     async def work(change: Change) -> TopUpDocument:
         record = await catalogue.allocations.find(change.connection, allocation_id)
         if record is None:
-            raise invalid("allocation_id", "is no allocation's")
+            raise invalid("allocation_id", "no_such_id", "is no {what}'s", what="allocation")
         expires_at = _expiry(desk, record, data.expires)
         return _top_up(
             await _add(change, record, data.meter, amount, expires_at, reason), change.at
@@ -259,7 +259,11 @@ async def raise_request(
         await _fits(change, record, meter, amount)
         expires_at = _expiry(desk, record, expires)
         if await top_ups.open_request(connection, allocation_id) is not None:
-            raise taken("allocation_id", "has an open request already: withdraw that one first")
+            raise taken(
+                "allocation_id",
+                "request_open",
+                "has an open request already: withdraw that one first",
+            )
         await top_ups.requests.add(
             connection,
             id=id,
@@ -321,14 +325,14 @@ async def withdraw_request(id: FromPath[str], desk: NamedDependency[Desk]) -> No
 def _amount(meter: Meter, amount: Decimal) -> int:
     units = read_amount("amount", meter, amount)
     if units == 0:
-        raise invalid("amount", "must be more than 0")
+        raise invalid("amount", "not_positive", "must be more than 0")
     return units
 
 
 def _reason(value: str) -> str:
     reason = wire.reason(value)
     if reason is None:
-        raise invalid("reason", "must say why")
+        raise invalid("reason", "no_reason", "must say why")
     return reason
 
 
@@ -337,7 +341,7 @@ def _expiry(desk: Desk, record: AllocationRecord, expires: str) -> datetime:
     try:
         return expiry(expires, desk.at, calendar)
     except InvalidExpiry as error:
-        raise invalid("expires", str(error)) from None
+        raise misfit("expires", error) from None
 
 
 def _account(desk: Desk, record: AllocationRecord, at: datetime) -> AccountKey:
@@ -348,12 +352,20 @@ def _account(desk: Desk, record: AllocationRecord, at: datetime) -> AccountKey:
 async def _fits(change: Change, record: AllocationRecord, meter: Meter, amount: int) -> None:
     cap = record.cap(meter)
     if cap is None:
-        raise invalid("meter", f"has nothing to raise: the allocation has no cap of {meter}")
+        raise invalid(
+            "meter",
+            "no_cap",
+            "has nothing to raise: the allocation has no cap of {meter}",
+            meter=meter,
+        )
     in_force = (await top_ups.in_force(change.connection, [record.id], change.at))[record.id]
     most = AMOUNT_TOKENS_MAX if meter == "tokens" else AMOUNT_NANO_MAX
     if cap + top_ups.in_all(in_force, meter) + amount > most:
         raise invalid(
-            "amount", f"would raise the cap, with all top-ups, above {shown(meter, most)}"
+            "amount",
+            "cap_too_much",
+            "would raise the cap, with all top-ups, above {most}",
+            most=str(shown(meter, most)),
         )
 
 
@@ -406,7 +418,12 @@ async def _open_request(
     if request is None or member_id not in (None, request.member_id):
         raise unknown("request")
     if request.status != "open":
-        raise taken("status", f"is {request.status} already; only an open request can be decided")
+        raise taken(
+            "status",
+            "decided",
+            "is {status} already; only an open request can be decided",
+            status=request.status,
+        )
     return request
 
 

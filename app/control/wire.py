@@ -22,7 +22,8 @@ from zoneinfo import ZoneInfo, available_timezones
 import msgspec
 from litestar import Request, Response
 
-from app.control.errors import Refused, invalid
+from app.control.errors import Refused, invalid, misfit, unknown
+from app.core.faults import Fault
 from app.core.money import AMOUNT_TOKENS_MAX, InvalidAmount, usd_to_nano
 
 T = TypeVar("T")
@@ -70,14 +71,16 @@ class StrictRequest(Request[Any, Any, Any]):
         if kind == "text/csv" and _is_sheet(field.annotation):
             return field.annotation(csv=_text(await self.body()))
         if kind != "application/json":
-            raise Refused(415, "Send the body as `Content-Type: application/json`.")
+            raise Refused(
+                415, Fault("not_json", "Send the body as `Content-Type: application/json`.")
+            )
         body = await self.body()
         try:
             return msgspec.json.decode(body, type=field.annotation)
         except msgspec.ValidationError as error:
             raise _unfit(str(error), field.annotation) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise Refused(400, "The body is not valid JSON.") from None
+            raise Refused(400, Fault("json_unreadable", "The body is not valid JSON.")) from None
 
 
 class Document(Response[Any]):
@@ -100,7 +103,7 @@ def _text(body: bytes) -> str:
     try:
         return body.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise Refused(400, "The CSV is not text in UTF-8.") from None
+        raise Refused(400, Fault("csv_not_utf8", "The CSV is not text in UTF-8.")) from None
 
 
 def _unfit(message: str, expected: Any) -> Refused:
@@ -109,17 +112,28 @@ def _unfit(message: str, expected: Any) -> Refused:
     path = place.rstrip("`").lstrip(".")
     if match := re.match(r"Object (?:contains unknown|missing required) field `(.*)`", said):
         field = f"{path}.{match[1]}".lstrip(".")
-        known = "missing" not in said
-        return Refused(
-            422, f"{field}: unknown field." if known else f"{field}: is required.", field=field
-        )
+        if "missing" in said:
+            return _misfit(field, Fault("required", "is required"))
+        return _misfit(field, Fault("unknown_field", "unknown field"))
     if not path:
-        return Refused(422, "The body must be a JSON object.")
+        return Refused(422, Fault("not_an_object", "The body must be a JSON object."))
     said = said.replace("`", "")
     options = _options(expected, re.split(r"[.\[]", path)[0])
     if options and said.startswith("Invalid enum value"):
-        said += f"; use one of {', '.join(options)}"
-    return Refused(422, f"{path}: {said}.", field=path)
+        return _misfit(
+            path,
+            Fault("not_one_of", "{said}; use one of {known}", said=said, known=", ".join(options)),
+        )
+    if match := re.fullmatch(r"Expected (.+), got (.+)", said):
+        return _misfit(
+            path,
+            Fault("wrong_type", "Expected {expected}, got {got}", expected=match[1], got=match[2]),
+        )
+    return _misfit(path, Fault("unreadable", "{said}", said=said))
+
+
+def _misfit(field: str, fault: Fault) -> Refused:
+    return Refused(422, fault, field=field, detail=f"{field}: {fault}.")
 
 
 def _options(expected: Any, field: str) -> list[str]:
@@ -143,10 +157,12 @@ def _options(expected: Any, field: str) -> list[str]:
 def text(field: str, value: str, *, most: int = 200, least: int = 1) -> str:
     """Check text that people write and read: no control characters, not too long."""
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
-        raise invalid(field, "must not contain control characters")
+        raise invalid(field, "control_characters", "must not contain control characters")
     value = value.strip()
     if not least <= len(value) <= most:
-        raise invalid(field, f"must have from {least} to {most} characters")
+        raise invalid(
+            field, "length", "must have from {least} to {most} characters", least=least, most=most
+        )
     return value
 
 
@@ -161,7 +177,7 @@ def email(value: str) -> str:
     """Check an address."""
     value = text("email", value, most=254)
     if not _EMAIL.fullmatch(value):
-        raise invalid("email", "must be an address such as ada@example.org")
+        raise invalid("email", "not_email", "must be an address such as ada@example.org")
     return value
 
 
@@ -169,7 +185,11 @@ def password(value: str, field: str = "password") -> str:
     """Check a password that is to be somebody's."""
     if not PASSWORD_LENGTH_MIN <= len(value) <= PASSWORD_LENGTH_MAX:
         raise invalid(
-            field, f"must have from {PASSWORD_LENGTH_MIN} to {PASSWORD_LENGTH_MAX} characters"
+            field,
+            "length",
+            "must have from {least} to {most} characters",
+            least=PASSWORD_LENGTH_MIN,
+            most=PASSWORD_LENGTH_MAX,
         )
     return value
 
@@ -177,7 +197,9 @@ def password(value: str, field: str = "password") -> str:
 def secret(field: str, value: str) -> str:
     """Check a credential that is sent in a header."""
     if not re.fullmatch(r"[\x21-\x7e]{1,4096}", value):
-        raise invalid(field, "must be from 1 to 4096 printable ASCII characters without spaces")
+        raise invalid(
+            field, "secret", "must be from 1 to 4096 printable ASCII characters without spaces"
+        )
     return value
 
 
@@ -193,6 +215,7 @@ def slug(field: str, value: str) -> str:
     if not is_slug(value):
         raise invalid(
             field,
+            "slug",
             "must be from 1 to 200 printable ASCII characters without spaces, "
             "and without empty parts between slashes",
         )
@@ -201,27 +224,37 @@ def slug(field: str, value: str) -> str:
 
 def base_url(value: str) -> str:
     """Check a provider's address: private ones are welcome, credentials in it are not."""
-    example = "such as https://api.example.com/v1"
-    if not re.fullmatch(r"[\x21-\x7e]{1,2000}", value) or "\\" in value:
-        raise invalid("base_url", f"must be an address {example}")
     try:
+        if not re.fullmatch(r"[\x21-\x7e]{1,2000}", value) or "\\" in value:
+            raise ValueError
         parts = urlsplit(value)
         host, _ = parts.hostname, parts.port
     except ValueError:
-        raise invalid("base_url", f"must be an address {example}") from None
+        raise invalid(
+            "base_url", "base_url", "must be an address such as https://api.example.com/v1"
+        ) from None
     if parts.scheme not in ("http", "https") or not host:
-        raise invalid("base_url", f"must begin with http:// or https:// and name a host, {example}")
+        raise invalid(
+            "base_url",
+            "base_url_scheme",
+            "must begin with http:// or https:// and name a host, "
+            "such as https://api.example.com/v1",
+        )
     if "@" in parts.netloc:
-        raise invalid("base_url", "must not contain a user name or password; use api_key")
+        raise invalid(
+            "base_url",
+            "base_url_user",
+            "must not contain a user name or password; use api_key",
+        )
     if "?" in value or "#" in value:
-        raise invalid("base_url", "must not have a query or a fragment")
+        raise invalid("base_url", "base_url_query", "must not have a query or a fragment")
     return value
 
 
 def whole(field: str, value: int, least: int, most: int) -> int:
     """Check a whole number."""
     if not least <= value <= most:
-        raise invalid(field, f"must be from {least} to {most}")
+        raise invalid(field, "between", "must be from {least} to {most}", least=least, most=most)
     return value
 
 
@@ -238,11 +271,11 @@ def cap_nano(field: str, value: Decimal | None) -> int | None:
         _, digits, exponent = value.as_tuple()
         # Beyond 28 digits the default context rounds.
         if value and (len(digits) > 28 or int(exponent) < -28):
-            raise invalid(field, "must have at most 9 decimal places")
+            raise invalid(field, "decimals", "must have at most {most} decimal places", most=9)
     try:
         return usd_to_nano(value)
     except InvalidAmount as error:
-        raise invalid(field, str(error)) from None
+        raise misfit(field, error) from None
 
 
 @functools.cache
@@ -254,26 +287,30 @@ def _timezones() -> frozenset[str]:
 def timezone(field: str, value: str | None) -> str | None:
     """Check the name of a time zone; null is none of its own."""
     if value is not None and value not in _timezones():
-        raise invalid(field, "must be a time zone of the IANA database, such as Europe/Berlin")
+        raise invalid(
+            field, "timezone", "must be a time zone of the IANA database, such as Europe/Berlin"
+        )
     return value
 
 
 def instant(field: str, value: datetime) -> datetime:
     """Check an instant, and turn it to UTC."""
     if value.tzinfo is None:
-        raise invalid(field, "must name its offset from UTC, such as 2026-01-31T00:00:00Z")
+        raise invalid(
+            field, "no_offset", "must name its offset from UTC, such as 2026-01-31T00:00:00Z"
+        )
     if not _INSTANT_MIN <= value < _INSTANT_MAX:
-        raise invalid(field, "must lie between the years 2000 and 2200")
+        raise invalid(field, "instant_between", "must lie between the years 2000 and 2200")
     return value.astimezone(UTC)
 
 
 def distinct(field: str, values: Sequence[str], most: int = 200) -> list[str]:
     """Check a list of names: some, not too many, none twice."""
     if not 1 <= len(values) <= most:
-        raise invalid(field, f"must name from 1 to {most}")
+        raise invalid(field, "names_between", "must name from 1 to {most}", most=most)
     for value in values:
         if values.count(value) > 1:
-            raise invalid(field, f"names {value[:200]!r} twice")
+            raise invalid(field, "named_twice", "names {value!r} twice", value=value[:200])
     return list(values)
 
 
@@ -283,7 +320,7 @@ def distinct(field: str, values: Sequence[str], most: int = 200) -> list[str]:
 def path_id(value: str, what: str) -> str:
     """Read an id in a path: one that cannot be an id names nothing."""
     if not _UUID.fullmatch(value):
-        raise Refused(404, f"There is no such {what}.")
+        raise unknown(what)
     return value.lower()
 
 
@@ -291,14 +328,14 @@ def path_slug(value: str) -> str:
     """Read a model's name in a path."""
     value = value.removeprefix("/")
     if not is_slug(value):
-        raise Refused(404, "There is no such model.")
+        raise unknown("model")
     return value
 
 
 def id_filter(field: str, value: str | None) -> str | None:
     """Read an id to filter by."""
     if value is not None and not _UUID.fullmatch(value):
-        raise invalid(field, "must be an id such as 0197c5a0-0000-7000-8000-000000000000")
+        raise invalid(field, "not_id", "must be an id such as 0197c5a0-0000-7000-8000-000000000000")
     return value
 
 
@@ -318,7 +355,9 @@ def instant_filter(field: str, value: str | None, zone: ZoneInfo) -> datetime | 
         return instant(field, msgspec.convert(value, datetime))
     except (msgspec.ValidationError, ValueError, OverflowError):
         raise invalid(
-            field, "must be a date or an instant such as 2026-01-31T00:00:00Z (`+` written as %2B)"
+            field,
+            "instant_unreadable",
+            "must be a date or an instant such as 2026-01-31T00:00:00Z (`+` written as %2B)",
         ) from None
 
 
@@ -344,5 +383,7 @@ def after(cursor: str | None, is_key: Callable[[str], object] = _UUID.fullmatch)
     except (binascii.Error, ValueError):
         key = ""
     if not is_key(key):
-        raise Refused(400, "The cursor is not one that we gave: begin again without it.")
+        raise Refused(
+            400, Fault("cursor", "The cursor is not one that we gave: begin again without it.")
+        )
     return key

@@ -37,6 +37,7 @@ from uuid import UUID
 
 import msgspec
 
+from app.core.faults import Fault
 from app.core.money import AMOUNT_NANO_MAX, AMOUNT_TOKENS_MAX, ceil_div, nano_to_usd
 from app.core.windows import Period
 
@@ -55,7 +56,7 @@ _EXACT = Context(prec=40, traps=[Inexact, InvalidOperation])
 _HUNDREDTH = Decimal("0.01")
 
 
-class InvalidThreshold(ValueError):
+class InvalidThreshold(Fault):
     """A threshold that no total can cross; the message says what to write instead."""
 
 
@@ -103,26 +104,38 @@ class Crossing(msgspec.Struct, frozen=True, gc=False):
 def check_percent(value: Decimal | int | str) -> int:
     """Turn a threshold in percent, as people write it, into hundredths of a percent."""
     if isinstance(value, bool):
-        raise InvalidThreshold("must be a decimal number of percent, not true or false")
+        raise InvalidThreshold(
+            "percent_not_bool", "must be a decimal number of percent, not true or false"
+        )
     try:
         percent = Decimal(value)
     except (InvalidOperation, ValueError, TypeError):
-        raise InvalidThreshold("must be a decimal number of percent such as 80 or 99.5") from None
+        raise InvalidThreshold(
+            "percent_unreadable", "must be a decimal number of percent such as 80 or 99.5"
+        ) from None
     if not percent.is_finite() or not 0 < percent <= PERCENT_MAX:
-        raise InvalidThreshold(f"must be more than 0 and at most {PERCENT_MAX} percent")
+        raise InvalidThreshold(
+            "percent_between", "must be more than 0 and at most {most} percent", most=PERCENT_MAX
+        )
     try:
         return int(percent.quantize(_HUNDREDTH, context=_EXACT).scaleb(2))
     except Inexact:
-        raise InvalidThreshold("must have at most 2 decimal places") from None
+        raise InvalidThreshold(
+            "decimals", "must have at most {most} decimal places", most=2
+        ) from None
 
 
 def check_absolute(meter: Meter, threshold: int) -> int:
     """Return an absolute threshold, in tokens or nano-USD, if a total can ever cross it."""
     if threshold <= 0:
-        raise InvalidThreshold("must be more than 0: a total of 0 is where every period begins")
+        raise InvalidThreshold(
+            "threshold_nothing", "must be more than 0: a total of 0 is where every period begins"
+        )
     most = AMOUNT_TOKENS_MAX if meter == "tokens" else AMOUNT_NANO_MAX
     if threshold > most:
-        raise InvalidThreshold(f"must be at most {_shown(meter, most)}")
+        raise InvalidThreshold(
+            "threshold_too_much", "must be at most {most}", most=_shown(meter, most)
+        )
     return threshold
 
 
@@ -598,7 +611,7 @@ _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
-class InvalidWebhookUrl(ValueError):
+class InvalidWebhookUrl(Fault):
     """A URL that no webhook can go to; the message says what to write instead."""
 
 
@@ -618,31 +631,38 @@ def check_webhook_url(url: str) -> Receiver:
     message repeats the URL, which may hold a secret.
     """
     if len(url) > URL_LENGTH_MAX:
-        raise InvalidWebhookUrl(f"must be at most {URL_LENGTH_MAX} characters long")
+        raise InvalidWebhookUrl(
+            "url_long", "must be at most {most} characters long", most=URL_LENGTH_MAX
+        )
     if not _VISIBLE.fullmatch(url) or "\\" in url:
         raise InvalidWebhookUrl(
+            "url_unreadable",
             "must be a URL such as https://example.com/hook, without spaces or backslashes; "
-            "other than ASCII letters are written as xn-- in the host and as %XX elsewhere"
+            "other than ASCII letters are written as xn-- in the host and as %XX elsewhere",
         )
     beginning = _BEGINNING.match(url)
     if beginning is None:
-        raise InvalidWebhookUrl("must begin with https:// or http://")
+        raise InvalidWebhookUrl("url_scheme", "must begin with https:// or http://")
     if "#" in url:
-        raise InvalidWebhookUrl("must have no fragment: leave out the # and what follows")
+        raise InvalidWebhookUrl(
+            "url_fragment", "must have no fragment: leave out the # and what follows"
+        )
     if "@" in beginning["netloc"]:
         raise InvalidWebhookUrl(
+            "url_user",
             "must have no user name or password: deliveries are signed instead, leave out "
-            "what comes before the @"
+            "what comes before the @",
         )
     found = _NETLOC.fullmatch(beginning["netloc"])
     if found is None:
         raise InvalidWebhookUrl(
-            "must have a host such as example.com or [2a00::1], and a port in digits if any"
+            "url_host_port",
+            "must have a host such as example.com or [2a00::1], and a port in digits if any",
         )
     tls = beginning["scheme"].lower() == "https"
     port = int(found["port"] or (443 if tls else 80))
     if not 0 < port < 2**16:
-        raise InvalidWebhookUrl("must have a port from 1 to 65535, or none")
+        raise InvalidWebhookUrl("url_port", "must have a port from 1 to 65535, or none")
     return Receiver(url, _host(found["host"].lower()), port, tls)
 
 
@@ -652,7 +672,9 @@ def _host(host: str) -> str:
         try:
             return str(IPv6Address(host[1:-1]))
         except ValueError:
-            raise InvalidWebhookUrl("must have an IPv6 address between the brackets") from None
+            raise InvalidWebhookUrl(
+                "url_ipv6", "must have an IPv6 address between the brackets"
+            ) from None
     labels = host.split(".")
     if _NUMBER.fullmatch(labels[-1]):
         # Resolvers take 127.1, 0177.0.0.1 and 2130706433 for addresses too, each in its own way.
@@ -660,8 +682,9 @@ def _host(host: str) -> str:
             return str(IPv4Address(host))
         except ValueError:
             raise InvalidWebhookUrl(
-                "must write an IPv4 address as four decimal numbers such as 203.0.113.7"
+                "url_ipv4",
+                "must write an IPv4 address as four decimal numbers such as 203.0.113.7",
             ) from None
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
-        raise InvalidWebhookUrl("must have a host name such as example.com")
+        raise InvalidWebhookUrl("url_host", "must have a host name such as example.com")
     return host

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
+from app.core.faults import Fault
 from app.core.metering import DECODE_ERRORS
 
 SHOWN_MAX: Final = 300
@@ -31,44 +32,77 @@ class Verdict(msgspec.Struct, frozen=True):
 
     ok: bool
     message: str
+    fault: Fault | None = None
+    """What is wrong, if something is."""
     models: int | None = None
     """How many models it lists; None: it lists none that can be read."""
     model_listed: bool | None = None
     """Whether the model that was looked for is among them."""
 
 
+def wrong(fault: Fault) -> Verdict:
+    """Say that a provider cannot be used, and why."""
+    return Verdict(False, str(fault), fault)
+
+
 def judge(look: Look, model: str | None = None) -> Verdict:
     """Say what an answer means; `model` is the name that the provider should know."""
     if look.status is None:
-        return Verdict(False, look.failure)
+        return wrong(Fault("provider_unreachable", "{said}", said=look.failure))
     said = _said(look.body)
-    said = f" It says: {said}" if said else ""
+    says = f" It says: {said}" if said else ""
     if look.status in (401, 403):
-        return Verdict(False, f"The provider refuses the credential ({look.status}).{said}")
+        return wrong(
+            Fault(
+                "provider_refuses",
+                "The provider refuses the credential ({status}).{says}",
+                status=look.status,
+                said=said,
+                says=says,
+            )
+        )
     if look.status in (404, 405):
-        return Verdict(
-            False,
-            f"There is no list of models at this address ({look.status}): look whether base_url is "
-            f"right. A provider without such a list may work all the same.{said}",
+        return wrong(
+            Fault(
+                "provider_lists_nothing",
+                "There is no list of models at this address ({status}): look whether base_url is "
+                "right. A provider without such a list may work all the same.{says}",
+                status=look.status,
+                said=said,
+                says=says,
+            )
         )
     if not 200 <= look.status < 300:
-        return Verdict(False, f"The provider answers with status {look.status}.{said}")
+        return wrong(
+            Fault(
+                "provider_status",
+                "The provider answers with status {status}.{says}",
+                status=look.status,
+                said=said,
+                says=says,
+            )
+        )
     names = _names(look.body)
     if names is None:
-        return Verdict(
-            False, "The provider answers, but not with a list of models: look at base_url."
+        return wrong(
+            Fault(
+                "provider_unreadable",
+                "The provider answers, but not with a list of models: look at base_url.",
+            )
         )
     if model is None:
         return Verdict(
-            True, f"The provider takes the credential and lists {len(names)} models.", len(names)
+            True,
+            f"The provider takes the credential and lists {len(names)} models.",
+            models=len(names),
         )
     listed = model in names
     what = "lists" if listed else "does not list"
     return Verdict(
         True,
         f"The provider takes the credential, and {what} {model} among {len(names)} models.",
-        len(names),
-        listed,
+        models=len(names),
+        model_listed=listed,
     )
 
 

@@ -9,6 +9,8 @@ back with the same value.
 
 from decimal import Context, Decimal, Inexact, InvalidOperation
 
+from app.core.faults import Fault
+
 NANO_PER_USD = 1_000_000_000
 BIGINT_MAX = 2**63 - 1
 AMOUNT_NANO_MAX = 10**18
@@ -20,7 +22,7 @@ _EXACT = Context(prec=40, traps=[Inexact, InvalidOperation])
 _NANO = Decimal("1e-9")
 
 
-class InvalidAmount(ValueError):
+class InvalidAmount(Fault):
     """An amount that cannot be booked; the message says what to write instead."""
 
 
@@ -31,21 +33,23 @@ def usd_to_nano(value: Decimal | int | str) -> int:
     decimal places: a cap that is silently rounded is a cap that nobody set.
     """
     if isinstance(value, bool):
-        raise InvalidAmount("must be a decimal number of USD, not true or false")
+        raise InvalidAmount("usd_not_bool", "must be a decimal number of USD, not true or false")
     try:
         amount = Decimal(value)
     except (InvalidOperation, ValueError, TypeError):
-        raise InvalidAmount("must be a decimal number of USD such as 12.50") from None
+        raise InvalidAmount(
+            "usd_unreadable", "must be a decimal number of USD such as 12.50"
+        ) from None
     if not amount.is_finite():
-        raise InvalidAmount("must be a finite number of USD")
+        raise InvalidAmount("usd_not_finite", "must be a finite number of USD")
     if amount < 0:
-        raise InvalidAmount("must be 0 or more USD")
+        raise InvalidAmount("usd_negative", "must be 0 or more USD")
     if amount > AMOUNT_NANO_MAX // NANO_PER_USD:
-        raise InvalidAmount("must be at most 1000000000 USD")
+        raise InvalidAmount("usd_too_much", "must be at most 1000000000 USD")
     try:
         return int(amount.quantize(_NANO, context=_EXACT).scaleb(9))
     except Inexact:
-        raise InvalidAmount("must have at most 9 decimal places") from None
+        raise InvalidAmount("decimals", "must have at most {most} decimal places", most=9) from None
 
 
 def nano_to_usd(nano: int) -> str:

@@ -14,6 +14,7 @@ from fractions import Fraction
 
 import msgspec
 
+from app.core.faults import Fault
 from app.core.ledger import METERS, Meter, OwnerKind
 from app.core.windows import Window, window_order
 
@@ -21,7 +22,7 @@ NESTING_MAX = 8
 """Pools above an allocation: each is an account that every call of it is charged to."""
 
 
-class InvalidNesting(ValueError):
+class InvalidNesting(Fault):
     """A pool cannot go where it was sent; the message says why."""
 
 
@@ -38,13 +39,15 @@ def check_nesting(pool_id: str, parent_id: str | None, parents: Mapping[str, str
     """Raise `InvalidNesting` if a pool, with all that is inside it, cannot lie in another."""
     above = pools_above(parent_id, parents)
     if pool_id in above:
-        raise InvalidNesting("is the pool itself, or a pool inside it")
+        raise InvalidNesting("pool_in_itself", "is the pool itself, or a pool inside it")
     chains = [pools_above(id, parents) for id in parents]
     height = max((chain.index(pool_id) + 1 for chain in chains if pool_id in chain), default=1)
     if len(above) + height > NESTING_MAX:
         raise InvalidNesting(
-            f"would make {len(above) + height} pools inside one another, and {NESTING_MAX} is the "
-            "most"
+            "pools_too_deep",
+            "would make {pools} pools inside one another, and {most} is the most",
+            pools=len(above) + height,
+            most=NESTING_MAX,
         )
 
 

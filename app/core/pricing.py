@@ -15,6 +15,7 @@ from math import lcm
 
 import msgspec
 
+from app.core.faults import Fault
 from app.core.metering import Quantity, Usage
 from app.core.money import NANO_PER_USD
 
@@ -32,7 +33,7 @@ USD_PER_UNIT_MAX = 1000
 COST_NANO_MAX = 10**18
 
 
-class InvalidRates(ValueError):
+class InvalidRates(Fault):
     """Rates that cannot make a price; the message says what to change."""
 
 
@@ -93,22 +94,48 @@ def make_price(id: str, model: str, effective_from: datetime, rates: Iterable[Ra
 def check_rates(rates: Sequence[Rate], units: frozenset[str]) -> None:
     """Raise `InvalidRates` unless every rate is a finite, non-negative price of a known unit."""
     if not rates:
-        raise InvalidRates("rates must name at least one unit")
+        raise InvalidRates("rates_none", "rates must name at least one unit")
     seen: set[str] = set()
     for rate in rates:
         if rate.unit not in units:
-            raise InvalidRates(f"unknown unit {rate.unit!r}; known: {', '.join(sorted(units))}")
+            raise InvalidRates(
+                "rate_unknown_unit",
+                "unknown unit {unit!r}; known: {known}",
+                unit=rate.unit,
+                known=", ".join(sorted(units)),
+            )
         if rate.unit in seen:
-            raise InvalidRates(f"unit {rate.unit!r} has two rates; keep one")
+            raise InvalidRates(
+                "rate_twice", "unit {unit!r} has two rates; keep one", unit=rate.unit
+            )
         seen.add(rate.unit)
         if not rate.usd.is_finite() or rate.usd < 0 or rate.usd > 10**15:
-            raise InvalidRates(f"usd of {rate.unit!r} must be 0 or more, and a sensible amount")
+            raise InvalidRates(
+                "rate_usd",
+                "usd of {unit!r} must be 0 or more, and a sensible amount",
+                unit=rate.unit,
+            )
         if int(rate.usd.as_tuple().exponent) < -18:
-            raise InvalidRates(f"usd of {rate.unit!r} must have at most 18 decimal places")
+            raise InvalidRates(
+                "rate_decimals",
+                "usd of {unit!r} must have at most {most} decimal places",
+                unit=rate.unit,
+                most=18,
+            )
         if not 1 <= rate.per <= PER_MAX:
-            raise InvalidRates(f"per of {rate.unit!r} must be from 1 to {PER_MAX}")
+            raise InvalidRates(
+                "rate_per",
+                "per of {unit!r} must be from 1 to {most}",
+                unit=rate.unit,
+                most=PER_MAX,
+            )
         if rate.usd > USD_PER_UNIT_MAX * rate.per:
-            raise InvalidRates(f"one {rate.unit!r} may cost at most {USD_PER_UNIT_MAX} USD")
+            raise InvalidRates(
+                "rate_dear",
+                "one {unit!r} may cost at most {most} USD",
+                unit=rate.unit,
+                most=USD_PER_UNIT_MAX,
+            )
 
 
 def price_at(versions: Sequence[Price], at: datetime) -> Price | None:

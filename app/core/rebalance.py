@@ -19,6 +19,7 @@ from datetime import datetime
 
 import msgspec
 
+from app.core.faults import Fault
 from app.core.money import AMOUNT_TOKENS_MAX
 from app.core.windows import DAY, Period
 
@@ -26,7 +27,7 @@ DUE_FOR = 2 * DAY
 """How far into a month its run may still be made up for: later, caps are in use as they are."""
 
 
-class CannotRebalance(ValueError):
+class CannotRebalance(Fault):
     """A pool whose caps cannot be shared out; the message says what to change."""
 
 
@@ -78,8 +79,12 @@ def rebalance(shares: Sequence[Share]) -> Rebalance:
     floors = sum(share.floor_tokens for share in taking_part)
     if floors > total:
         raise CannotRebalance(
-            f"the floors add up to {floors} tokens and the caps to {total}: lower floors or raise "
-            f"caps by {floors - total} tokens in all"
+            "floors_above_caps",
+            "the floors add up to {floors} tokens and the caps to {caps}: lower floors or raise "
+            "caps by {missing} tokens in all",
+            floors=floors,
+            caps=total,
+            missing=floors - total,
         )
     # Corrections can leave a month with less than nothing used.
     weights = {share.allocation_id: max(0, share.used_tokens) for share in taking_part}
@@ -119,11 +124,13 @@ class _Parts(msgspec.Struct):
 
 def _check(shares: Sequence[Share]) -> None:
     if len({share.allocation_id for share in shares}) < len(shares):
-        raise CannotRebalance("an allocation is given twice: give each once")
+        raise CannotRebalance("allocation_twice", "an allocation is given twice: give each once")
     for share in shares:
         if (share.cap_tokens or 0) < 0 or share.floor_tokens < 0:
             raise CannotRebalance(
-                f"the cap and the floor of allocation {share.allocation_id} must be 0 or more"
+                "share_negative",
+                "the cap and the floor of allocation {allocation} must be 0 or more",
+                allocation=share.allocation_id,
             )
 
 
@@ -166,8 +173,11 @@ def _shared_out(taking_part: Sequence[Share], weights: dict[str, int], total: in
     parts.after[largest] += parts.remainder
     if parts.after[largest] > AMOUNT_TOKENS_MAX:
         raise CannotRebalance(
-            f"allocation {largest} would get more than {AMOUNT_TOKENS_MAX} tokens, the most that a "
-            "cap may be: lock it, or lower caps"
+            "share_too_much",
+            "allocation {allocation} would get more than {most} tokens, the most that a "
+            "cap may be: lock it, or lower caps",
+            allocation=largest,
+            most=AMOUNT_TOKENS_MAX,
         )
     return parts
 

@@ -12,6 +12,7 @@ from datetime import UTC, date, datetime, time, timedelta
 
 import msgspec
 
+from app.core.faults import Fault
 from app.core.windows import DAY, Calendar, period_of
 
 YEAR: timedelta = 366 * DAY
@@ -19,7 +20,7 @@ YEAR: timedelta = 366 * DAY
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
-class InvalidExpiry(ValueError):
+class InvalidExpiry(Fault):
     """No instant at which a top-up can end; the message says what to write instead."""
 
 
@@ -31,9 +32,9 @@ def expiry(expires: str, at: datetime, calendar: Calendar) -> datetime:
     """
     end = _instant(expires, at, calendar)
     if end <= at:
-        raise InvalidExpiry("must lie in the future")
+        raise InvalidExpiry("not_in_future", "must lie in the future")
     if end > at + YEAR:
-        raise InvalidExpiry("must lie within a year")
+        raise InvalidExpiry("beyond_a_year", "must lie within a year")
     return end.astimezone(UTC)
 
 
@@ -58,6 +59,7 @@ def _instant(expires: str, at: datetime, calendar: Calendar) -> datetime:
     except ValueError:
         pass
     raise InvalidExpiry(
+        "expiry_unreadable",
         'must be "day", "period", a date such as 2026-01-31, or an instant with its offset such '
-        "as 2026-01-31T18:00:00Z"
+        "as 2026-01-31T18:00:00Z",
     )

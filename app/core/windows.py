@@ -15,6 +15,8 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
+from app.core.faults import Fault
+
 Window = str
 """`hour`, `day`, `month`, `lifetime`, or `rolling:<hours>h` with 1 to 8760 hours."""
 
@@ -30,7 +32,7 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 _LENGTHS = {"hour": HOUR, "day": DAY, "month": 31 * DAY}
 
 
-class InvalidWindow(ValueError):
+class InvalidWindow(Fault):
     """A window that there is not; the message says which there are."""
 
 
@@ -41,8 +43,10 @@ def check_window(name: str) -> Window:
     found = _ROLLING.fullmatch(name)
     if found is None or int(found[1]) > ROLLING_HOURS_MAX:
         raise InvalidWindow(
+            "window",
             "must be one of hour, day, month, lifetime, or rolling:<hours>h with "
-            f"1 to {ROLLING_HOURS_MAX} hours, such as rolling:24h"
+            "1 to {most} hours, such as rolling:24h",
+            most=ROLLING_HOURS_MAX,
         )
     return f"rolling:{found[1]}h"
 

@@ -29,7 +29,7 @@ REACHED: Final = ("success", "client_disconnected", "cut_off")
 FAILED: Final = "upstream_error"
 
 # Each allocation by the month of its own zone. A cap of 0 is one that is just reached.
-_STANDING = text("""
+STANDING: Final = """
 WITH months AS (
     SELECT * FROM unnest(CAST(:zones AS text[]), CAST(:starts AS timestamptz[])) AS m(zone, starts)
 ), standing AS MATERIALIZED (
@@ -53,6 +53,13 @@ WITH months AS (
     LEFT JOIN accounts c ON c.owner_id = a.id AND c.window_kind = 'month'
         AND c.period_start = m.starts
 )
+"""
+"""What begins a statement over `standing`: each allocation's `id`, `nano`, `tokens` and `share` of
+the cap that it is nearest to (null: none, or not active). Its values: see `months`."""
+
+_STANDING = text(
+    STANDING
+    + """
 SELECT
     (SELECT coalesce(sum(nano), 0) FROM standing) AS nano,
     (SELECT count(*) FROM standing WHERE share >= :near AND share < :critical) AS near,
@@ -64,7 +71,8 @@ SELECT
         SELECT s.id, a.name, a.member_id, e.email, s.nano, s.tokens
         FROM standing s JOIN allocations a ON a.id = s.id JOIN members e ON e.id = a.member_id
         WHERE s.nano > 0 ORDER BY s.nano DESC, s.id LIMIT :spenders) AS s) AS spenders
-""")
+"""
+)
 
 _RECENT = text("""
 SELECT model,
@@ -166,18 +174,25 @@ async def be_one_snapshot(connection: Connection) -> None:
     await connection.execution_options(isolation_level="REPEATABLE READ")
 
 
+async def months(connection: Connection, calendar: Calendar, at: datetime) -> dict[str, object]:
+    """Return the values of `STANDING`: when the month began in each zone that there is."""
+    table = schema.allocations
+    zones = list((await connection.execute(select(table.c.billing_timezone).distinct())).scalars())
+    return {
+        "zones": [zone or "" for zone in zones],
+        "starts": [calendar.of(zone).period("month", at).start for zone in zones],
+        "at": at,
+    }
+
+
 async def standing(
     connection: Connection, calendar: Calendar, at: datetime, *, tight: int, spenders: int
 ) -> Standing:
     """Sum up allocations."""
-    table = schema.allocations
-    zones = list((await connection.execute(select(table.c.billing_timezone).distinct())).scalars())
     row = await _one(
         connection,
         _STANDING,
-        zones=[zone or "" for zone in zones],
-        starts=[calendar.of(zone).period("month", at).start for zone in zones],
-        at=at,
+        **await months(connection, calendar, at),
         near=NEAR,
         critical=CRITICAL,
         tight=tight,

@@ -89,8 +89,11 @@ async def plan(connection: Connection, pool: PoolRecord, calendar: Calendar, at:
     )
     if result.total_tokens > BIGINT_MAX:
         raise CannotRebalance(
-            f"the caps add up to {result.total_tokens} tokens and the log takes {BIGINT_MAX}: lock "
-            "some of the allocations, or lower caps"
+            "shares_too_much",
+            "the caps add up to {total} tokens and the log takes {most}: lock "
+            "some of the allocations, or lower caps",
+            total=result.total_tokens,
+            most=BIGINT_MAX,
         )
     changes = [
         CapChange(

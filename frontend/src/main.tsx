@@ -6,12 +6,14 @@ import { RouterProvider } from '@tanstack/react-router'
 import { StrictMode } from 'react'
 import { createRoot } from 'react-dom/client'
 
+import { setOnProblem } from '@/api/client'
 import { queryClient, sessionQuery } from '@/api/queries'
-import { startWords } from '@/i18n'
+import { startErrorWords, startWords } from '@/i18n'
 import { router } from '@/shell/router'
 import { startTheme } from '@/shell/theme'
 
 startTheme()
+setOnProblem(startErrorWords)
 void queryClient.prefetchQuery(sessionQuery)
 await startWords()
 

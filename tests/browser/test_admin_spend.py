@@ -128,7 +128,7 @@ def test_a_sheet_with_two_bad_rows_adds_nothing_and_without_them_all(
     dialog.get_by_role("button", name="Check").click()
     expect(dialog.get_by_text("2 of 4 rows cannot be taken")).to_be_visible()
     expect(found(page, "nobody@example.org is no member's")).to_contain_text("4")
-    expect(found(page, "must be a number")).to_contain_text("5")
+    expect(found(page, "Enter a number such as 12.50")).to_contain_text("5")
     expect(dialog.get_by_role("button", name="Add")).to_have_count(0)
     assert house.api("GET", f"/admin/allocations?member_id={member.id}")["items"] == []
 

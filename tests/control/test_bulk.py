@@ -198,7 +198,10 @@ async def test_a_sheet_with_bad_rows_changes_nothing_and_names_each(plane: Any) 
     assert answer.json()["errors"][0] == {
         "field": "rows[1].email",
         "message": "email eve@example.org is no member's.",
+        "code": "unknown_email",
+        "values": {"email": "eve@example.org"},
     }
+    assert tried["rows"][1]["code"] == "unknown_email"
     assert state_of(plane) == before
 
 

@@ -474,3 +474,22 @@ async def test_a_session_is_told_to_stop_by_an_admin_but_by_no_key_and_that_is_i
     [shown] = (await plane.ok("GET", "/admin/realtime-sessions"))["items"]
     assert shown["stopping"] is True
     assert [event["event"] for event in await plane.events(id)] == ["realtime_session_killed"]
+
+
+async def test_members_download_their_own_usage_and_nobody_elses(plane: Any) -> None:
+    mine, theirs = await plane.tenant("m1"), await plane.tenant("m1")
+    plane.book(mine, cost_nano=5)
+    plane.book(theirs, cost_nano=7)
+    asked = "group_by=allocation,model"
+    for own in (mine, theirs):
+        shown = await plane.ok("GET", f"/me/usage?{asked}", bearer=own.secret)
+        assert [row["allocation_id"] for row in shown["items"]] == [own.allocation["id"]]
+        answer = await plane.call("GET", f"/me/usage.json?{asked}", bearer=own.secret)
+        assert answer.headers["content-disposition"] == 'attachment; filename="usage.json"'
+        assert answer.json() == shown
+        table = await plane.call("GET", f"/me/usage.csv?{asked}", bearer=own.secret)
+        [row] = csv.DictReader(io.StringIO(table.text))
+        assert row["cost_usd"] == shown["items"][0]["cost_usd"]
+    for path in ("usage", "usage.csv", "usage.json", "calls"):
+        other = f"/me/{path}?member_id={theirs.member['id']}"
+        assert (await plane.call("GET", other, bearer=mine.secret)).status_code == 400

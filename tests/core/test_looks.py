@@ -70,3 +70,29 @@ def test_what_a_provider_says_is_shown_whatever_the_form(said: bytes, shown: str
 def test_what_is_shown_is_short_and_a_failure_is_shown_as_it_is() -> None:
     assert len(judge(Look(500, body("x" * 5000))).message) < SHOWN_MAX + 100
     assert judge(Look(None, failure="It did not answer.")).message == "It did not answer."
+
+
+@pytest.mark.parametrize(
+    ("look", "code", "values"),
+    [
+        (Look(None, failure="It is away."), "provider_unreachable", {"said": "It is away."}),
+        (
+            Look(401, body({"error": "No"})),
+            "provider_refuses",
+            {"status": 401, "said": "No", "says": " It says: No"},
+        ),
+        (Look(404), "provider_lists_nothing", {"status": 404, "said": "", "says": ""}),
+        (Look(500), "provider_status", {"status": 500, "said": "", "says": ""}),
+        (Look(200), "provider_unreadable", {}),
+    ],
+)
+def test_what_is_wrong_has_a_code_and_its_values(
+    look: Look, code: str, values: dict[str, object]
+) -> None:
+    fault = judge(look).fault
+    assert fault is not None
+    assert (fault.code, fault.values) == (code, values)
+
+
+def test_what_works_has_no_fault() -> None:
+    assert judge(Look(200, body([{"id": "a"}]))).fault is None

@@ -1,7 +1,8 @@
 /** What the admin's pages of setting up read: providers to audit. See `queries.ts`. */
-import { infiniteQueryOptions, queryOptions } from '@tanstack/react-query'
+import { infiniteQueryOptions, keepPreviousData, queryOptions } from '@tanstack/react-query'
 
 import { api, everything, ok, type Schemas } from './client'
+import type { paths } from './schema'
 
 export type Provider = Schemas['ProviderRecord']
 export type Model = Schemas['ModelRecord']
@@ -83,6 +84,22 @@ export const identitiesQuery = (id: string) =>
     queryKey: ['admin', 'identities', id],
     queryFn: async () =>
       (await ok(api.GET('/api/admin/members/{id}/identities', { params: { path: { id } } }))).items,
+  })
+
+export type MembersAsked = Omit<
+  NonNullable<paths['/api/admin/members']['get']['parameters']['query']>,
+  'cursor' | 'limit'
+>
+
+/** Those that are asked for, page by page. */
+export const foundMembersQuery = (asked: MembersAsked) =>
+  infiniteQueryOptions({
+    queryKey: ['admin', 'members', 'found', asked],
+    placeholderData: keepPreviousData,
+    initialPageParam: undefined as string | undefined,
+    getNextPageParam: (last: { next?: string | null }) => last.next ?? undefined,
+    queryFn: ({ pageParam: cursor }) =>
+      ok(api.GET('/api/admin/members', { params: { query: { ...asked, cursor, limit: PAGE } } })),
   })
 
 /** All allocations, or those of one member. */

@@ -1,7 +1,8 @@
 /** What the admin pages of spending read: allocations, requests, pools and the overview. */
-import { infiniteQueryOptions, queryOptions } from '@tanstack/react-query'
+import { infiniteQueryOptions, keepPreviousData, queryOptions } from '@tanstack/react-query'
 
 import { api, everything, ok, type Schemas } from './client'
+import type { paths } from './schema'
 import type { Outcome } from './queries'
 
 export type AllocationRow = Schemas['AllocationDocument']
@@ -52,7 +53,24 @@ export const poolsQuery = queryOptions({
 
 // Allocations
 
-/** All of them: the page searches and sorts what it has, without asking for each letter. */
+export type AllocationsAsked = Omit<
+  NonNullable<paths['/api/admin/allocations']['get']['parameters']['query']>,
+  'cursor' | 'limit'
+>
+
+/** Those that are asked for, page by page: the server searches and sorts. */
+export const foundAllocationsQuery = (asked: AllocationsAsked) =>
+  infiniteQueryOptions({
+    queryKey: [...SPEND, 'allocations', 'found', asked],
+    meta: { live: ['standing'] },
+    placeholderData: keepPreviousData,
+    initialPageParam: undefined as string | undefined,
+    getNextPageParam: (last: { next?: string | null }) => last.next ?? undefined,
+    queryFn: ({ pageParam: cursor }) =>
+      ok(api.GET('/api/admin/allocations', { params: { query: { ...asked, cursor, limit: PAGE } } })),
+  })
+
+/** All of them, for their names. */
 export const allocationsQuery = queryOptions({
   queryKey: [...SPEND, 'allocations'],
   meta: { live: ['standing'] },

@@ -30,6 +30,7 @@ export class ApiError extends Error {
 
 let csrfToken: string | null = null
 let onSignedOut: () => void = () => {}
+let onProblem: () => Promise<void> = async () => {}
 
 export function setCsrfToken(token: string | null): void {
   csrfToken = token
@@ -38,6 +39,11 @@ export function setCsrfToken(token: string | null): void {
 /** What is done when the server says that there is no session (any more). */
 export function setOnSignedOut(then: () => void): void {
   onSignedOut = then
+}
+
+/** What is made ready before somebody is told of a problem. */
+export function setOnProblem(then: () => Promise<void>): void {
+  onProblem = then
 }
 
 const SAFE = new Set(['GET', 'HEAD'])
@@ -72,6 +78,7 @@ export async function ok<T>(asked: Promise<Answer<T>>): Promise<T> {
   const { response, error } = answer
   const problem = typeof error === 'object' && error !== null ? (error as Problem) : null
   if (response.status === 401 && !response.url.endsWith('/api/auth/login')) onSignedOut()
+  if (problem !== null) await onProblem()
   throw new ApiError(response.status, problem, response)
 }
 

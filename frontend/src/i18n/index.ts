@@ -1,6 +1,7 @@
 /**
- * Words: which language is spoken, and its words: a file for everybody, and one for the pages of
- * administration, which is loaded with the first of them.
+ * Words: which language is spoken, and its words: a file for everybody, one for the pages of
+ * administration, which is loaded with the first of them, and one for what the server finds wrong,
+ * which is loaded once it does.
  *
  * Keys are the same in every language (a test proves it). The reader's choice is kept in the
  * browser; without one, the browser's own languages decide.
@@ -21,9 +22,13 @@ const ADMIN_FILES: Files = {
   en: () => import('./en.admin.json'),
   'zh-TW': () => import('./zh-TW.admin.json'),
 }
+const ERROR_FILES: Files = {
+  en: () => import('./en.errors.json'),
+  'zh-TW': () => import('./zh-TW.errors.json'),
+}
 
 const spoken = new Set<() => Promise<{ default: object }>>()
-let administers = false
+const wanted = [FILES]
 
 function preferred(): Language {
   const chosen = localStorage.getItem(CHOICE)
@@ -36,7 +41,7 @@ function preferred(): Language {
 }
 
 async function load(language: Language): Promise<void> {
-  for (const files of administers ? [FILES, ADMIN_FILES] : [FILES]) {
+  for (const files of wanted) {
     const file = files[language]
     if (spoken.has(file)) continue
     i18next.addResourceBundle(language, 'translation', (await file()).default, true)
@@ -59,7 +64,16 @@ export async function startWords(): Promise<void> {
 
 /** Load the words of administration, in this language and in every other one from now on. */
 export async function startAdminWords(): Promise<void> {
-  administers = true
+  await want(ADMIN_FILES, ERROR_FILES)
+}
+
+/** The same of what the server finds wrong; if they cannot be had, its own words must do. */
+export async function startErrorWords(): Promise<void> {
+  await want(ERROR_FILES).catch(() => {})
+}
+
+async function want(...files: Files[]): Promise<void> {
+  for (const one of files) if (!wanted.includes(one)) wanted.push(one)
   await load(i18next.language as Language)
 }
 
@@ -77,7 +91,7 @@ export function useWords() {
 }
 
 /** The reader's own kind of English (dates differ), else the language's. */
-function localeOf(language: Language): string {
+export function localeOf(language: Language): string {
   const own = navigator.languages.find((tag) => tag.startsWith(language.slice(0, 2)))
   if (language === 'en' && own !== undefined) return own
   return language === 'en' ? 'en-GB' : 'zh-TW'

@@ -4,12 +4,14 @@ import { join } from 'node:path'
 import { expect, test } from 'vitest'
 
 import enAdmin from './en.admin.json'
+import enErrors from './en.errors.json'
 import enOwn from './en.json'
 import zhAdmin from './zh-TW.admin.json'
+import zhErrors from './zh-TW.errors.json'
 import zhOwn from './zh-TW.json'
 
-const en = { ...enOwn, ...enAdmin }
-const zh = { ...zhOwn, ...zhAdmin }
+const en = { ...enOwn, ...enAdmin, ...enErrors }
+const zh = { ...zhOwn, ...zhAdmin, ...zhErrors }
 
 type Tree = { [key: string]: string | Tree }
 
@@ -36,6 +38,7 @@ test('both languages have every key', () => {
 test('a word is in the same file of every language', () => {
   expect(Object.keys(zhAdmin)).toEqual(Object.keys(enAdmin))
   expect(Object.keys(zhOwn)).toEqual(Object.keys(enOwn))
+  expect(Object.keys(zhErrors)).toEqual(Object.keys(enErrors))
 })
 
 test('nothing is left empty', () => {

@@ -1,30 +1,31 @@
 /** Allocations, for admins: who may use what, what is left of it, and every way to change that. */
-import { useMutation, useQuery } from '@tanstack/react-query'
+import { useInfiniteQuery, useMutation, useQuery } from '@tanstack/react-query'
 import { Suspense, lazy, useRef, useState } from 'react'
 
 import {
   type AllocationRow,
+  type AllocationsAsked,
   type MemberRow,
   type PoolRow,
   SPEND,
-  allocationsQuery,
+  foundAllocationsQuery,
   membersQuery,
   poolsQuery,
 } from '@/api/admin-spend'
 import { api, ok } from '@/api/client'
 import { useRefresh } from '@/api/queries'
 import { useWords } from '@/i18n'
-import { pico } from '@/lib/money'
 import { useSession } from '@/shell/gate'
 import { useAddress } from '@/ui/address'
 import { Button, IconButton, TextLink } from '@/ui/button'
 import { Confirm } from '@/ui/dialog'
-import { SelectField, TextArea, TextField } from '@/ui/field'
+import { SelectField, TextArea } from '@/ui/field'
 import { useAmount } from '@/ui/format'
 import { useLimitName } from '@/ui/limit-name'
 import { Menu, MenuItem, MenuRule } from '@/ui/menu'
 import { Meter, StateBadge, ToneBadge } from '@/ui/meter'
 import { Answered, Card, Empty, Page } from '@/ui/page'
+import { SearchField } from '@/ui/search-field'
 import { type Column, DataTable } from '@/ui/table'
 import { toast } from '@/ui/toast'
 
@@ -36,30 +37,30 @@ const AllocationDialog = lazy(async () => ({
   default: (await import('./admin-allocation-form')).AllocationDialog,
 }))
 
-const PAGE = 25
 const STATES = ['ok', 'near', 'critical', 'exhausted', 'paused', 'quarantined', 'revoked'] as const
 const SORTS = ['newest', 'name', 'spend', 'tight'] as const
 type Status = AllocationRow['status']
 
-/** Which of its states a row is found under: its status, or how near to its caps it is. */
-const stateOf = (row: AllocationRow) => (row.status === 'active' ? row.state : row.status)
+type Address = Record<string, string | undefined>
+const NARROWING = ['q', 'id', 'state', 'pool_id', 'member_id'] as const
+const NOTHING = Object.fromEntries(NARROWING.map((name) => [name, undefined]))
 
-const share = (row: AllocationRow): number => {
-  const { binds } = row
-  if (!binds) return -1
-  return Number(binds.amount) === 0 ? Infinity : Number(binds.used) / Number(binds.amount)
-}
-
-const byText = (a: string, b: string) => a.localeCompare(b)
-
-const ORDERS: Record<(typeof SORTS)[number], (a: AllocationRow, b: AllocationRow) => number> = {
-  newest: (a, b) => byText(b.created_at, a.created_at),
-  name: (a, b) => byText(a.name, b.name),
-  spend: (a, b) => {
-    const more = pico(b.cost_used_this_month) - pico(a.cost_used_this_month)
-    return more > 0n ? 1 : more < 0n ? -1 : b.tokens_used_this_month - a.tokens_used_this_month
-  },
-  tight: (a, b) => share(b) - share(a),
+/** What the address asks for, as the server is asked for it. */
+function askedOf(address: Address): AllocationsAsked {
+  const { q, id, pool_id, member_id } = address
+  const state = STATES.find((one) => one === address.state)
+  const sort = SORTS.find((one) => one === address.sort)
+  const found: AllocationsAsked = {
+    q: id || q,
+    pool_id,
+    member_id,
+    sort,
+    // Whoever is not active is found by that, and the others by how near to a cap they are.
+    ...(state === 'paused' || state === 'quarantined' || state === 'revoked'
+      ? { status: state }
+      : { state }),
+  }
+  return Object.fromEntries(Object.entries(found).filter(([, value]) => value))
 }
 
 interface Known {
@@ -70,7 +71,9 @@ interface Known {
 export default function AdminAllocations() {
   const { t } = useWords()
   const admin = useSession().member.role === 'admin'
-  const allocations = useQuery(allocationsQuery)
+  const [address] = useAddress()
+  const allocations = useInfiniteQuery(foundAllocationsQuery(askedOf(address)))
+  const filtered = NARROWING.some((name) => address[name])
   const members = useQuery(membersQuery)
   const pools = useQuery(poolsQuery)
   const [adding, setAdding] = useState(false)
@@ -99,8 +102,9 @@ export default function AdminAllocations() {
       }
     >
       <Answered of={allocations}>
-        {(rows) =>
-          rows.length === 0 ? (
+        {({ pages: found }) => {
+          const rows = found.flatMap((one) => one.items)
+          return rows.length === 0 && !filtered && !allocations.isPlaceholderData ? (
             <Card>
               <Empty
                 icon="wallet"
@@ -117,9 +121,15 @@ export default function AdminAllocations() {
               </Empty>
             </Card>
           ) : (
-            <Rows rows={rows} known={known} admin={admin} />
+            <Rows
+              rows={rows}
+              known={known}
+              admin={admin}
+              more={allocations.hasNextPage ? () => void allocations.fetchNextPage() : undefined}
+              busy={allocations.isFetchingNextPage}
+            />
           )
-        }
+        }}
       </Answered>
       <Suspense>
         {adding && <AllocationDialog onClose={() => setAdding(false)} />}
@@ -134,21 +144,31 @@ type Opened =
   | { what: 'status'; row: AllocationRow; status: Status }
   | { what: 'bulk'; rows: AllocationRow[] }
 
-function Rows({ rows, known, admin }: { rows: AllocationRow[]; known: Known; admin: boolean }) {
+function Rows({
+  rows,
+  known,
+  admin,
+  more,
+  busy,
+}: {
+  rows: AllocationRow[]
+  known: Known
+  admin: boolean
+  /** Asks for the next page; undefined: there is none. */
+  more: (() => void) | undefined
+  busy: boolean
+}) {
   const { t, locale } = useWords()
-  const [address, change] = useAddress()
+  const [, change] = useAddress()
   const [opened, setOpened] = useState<Opened | null>(null)
-  const [chosen, setChosen] = useState<ReadonlySet<string>>(new Set())
-  const found = useFound(rows, known, address)
-  const last = Math.max(1, Math.ceil(found.length / PAGE))
-  const page = Math.min(last, Math.max(1, Number(address.page) || 1))
-  const shown = found.slice((page - 1) * PAGE, page * PAGE)
-  const marked = rows.filter((row) => chosen.has(row.id))
-  const all = shown.length > 0 && shown.every((row) => chosen.has(row.id))
+  // What is chosen stays so while something else is searched for.
+  const [chosen, setChosen] = useState<ReadonlyMap<string, AllocationRow>>(new Map())
+  const marked = [...chosen.values()]
+  const all = rows.length > 0 && rows.every((row) => chosen.has(row.id))
   const choose = (some: AllocationRow[], on: boolean) =>
     setChosen((before) => {
-      const next = new Set(before)
-      for (const { id } of some) on ? next.add(id) : next.delete(id)
+      const next = new Map(before)
+      for (const row of some) on ? next.set(row.id, row) : next.delete(row.id)
       return next
     })
   const columns: Column<AllocationRow>[] = [
@@ -162,7 +182,7 @@ function Rows({ rows, known, admin }: { rows: AllocationRow[]; known: Known; adm
                 aria-label={t('adminAllocations.chooseAll')}
                 className="size-4 accent-(--accent) max-md:hidden"
                 checked={all}
-                onChange={(event) => choose(shown, event.target.checked)}
+                onChange={(event) => choose(rows, event.target.checked)}
               />
             ),
             cell: (row: AllocationRow) => (
@@ -241,7 +261,7 @@ function Rows({ rows, known, admin }: { rows: AllocationRow[]; known: Known; adm
           <strong className="mr-auto font-semibold" role="status">
             {t('adminAllocations.chosen', { count: marked.length })}
           </strong>
-          <Button onClick={() => setChosen(new Set())}>{t('adminAllocations.unchoose')}</Button>
+          <Button onClick={() => setChosen(new Map())}>{t('adminAllocations.unchoose')}</Button>
           <Button
             look="main"
             icon="edit"
@@ -252,7 +272,7 @@ function Rows({ rows, known, admin }: { rows: AllocationRow[]; known: Known; adm
         </div>
       )}
       <Card flush>
-        {found.length === 0 ? (
+        {rows.length === 0 ? (
           <Empty
             icon="search"
             title={t('adminAllocations.notFound')}
@@ -265,7 +285,7 @@ function Rows({ rows, known, admin }: { rows: AllocationRow[]; known: Known; adm
         ) : (
           <DataTable
             caption={t('nav.adminAllocations')}
-            rows={shown}
+            rows={rows}
             id={(row) => row.id}
             columns={columns}
           />
@@ -273,21 +293,15 @@ function Rows({ rows, known, admin }: { rows: AllocationRow[]; known: Known; adm
       </Card>
       <div className="flex flex-wrap items-center justify-between gap-2">
         <p className="text-soft" role="status">
-          {t('adminAllocations.shown', {
-            count: found.length,
-            shown: new Intl.NumberFormat(locale).format(found.length),
+          {t(more ? 'adminAllocations.shownFirst' : 'adminAllocations.shown', {
+            count: rows.length,
+            shown: new Intl.NumberFormat(locale).format(rows.length),
           })}
         </p>
-        {last > 1 && (
-          <nav aria-label={t('adminAllocations.pages')} className="flex items-center gap-2">
-            <Button disabled={page === 1} onClick={() => change({ page: String(page - 1) })}>
-              {t('adminAllocations.before')}
-            </Button>
-            <span className="tabular-nums">{t('adminAllocations.page', { page, last })}</span>
-            <Button disabled={page === last} onClick={() => change({ page: String(page + 1) })}>
-              {t('adminAllocations.after')}
-            </Button>
-          </nav>
+        {more && (
+          <Button icon="down" busy={busy} onClick={more}>
+            {t('common.more')}
+          </Button>
         )}
       </div>
       <Suspense>
@@ -301,7 +315,7 @@ function Rows({ rows, known, admin }: { rows: AllocationRow[]; known: Known; adm
             rows={opened.rows}
             onClose={close}
             onDone={() => {
-              setChosen(new Set())
+              setChosen(new Map())
               close()
             }}
           />
@@ -311,44 +325,14 @@ function Rows({ rows, known, admin }: { rows: AllocationRow[]; known: Known; adm
   )
 }
 
-const NOTHING = {
-  q: undefined,
-  state: undefined,
-  pool_id: undefined,
-  member_id: undefined,
-  id: undefined,
-  page: undefined,
-}
-
-function useFound(rows: AllocationRow[], known: Known, address: Record<string, string | undefined>) {
-  const { q = '', state, pool_id, member_id, id } = address
-  const words = q.toLowerCase().split(/\s+/).filter(Boolean)
-  const text = (row: AllocationRow) => {
-    const member = known.members.get(row.member_id)
-    const pool = row.pool_id ? known.pools.get(row.pool_id)?.name : ''
-    return [row.name, member?.display_name, member?.email, pool, row.id, ...row.models]
-      .join('\n')
-      .toLowerCase()
-  }
-  const order = ORDERS[(address.sort ?? 'newest') as keyof typeof ORDERS] ?? ORDERS.newest
-  return rows
-    .filter(
-      (row) =>
-        (!id || row.id === id) &&
-        (!state || stateOf(row) === state) &&
-        (!pool_id || (pool_id === 'none' ? row.pool_id === null : row.pool_id === pool_id)) &&
-        (!member_id || row.member_id === member_id) &&
-        words.every((word) => text(row).includes(word)),
-    )
-    .sort(order)
-}
+const byText = (a: string, b: string) => a.localeCompare(b)
 
 function Filters({ known }: { known: Known }) {
   const { t } = useWords()
   const [address, change] = useAddress()
   const set = (name: string) => (event: { target: { value: string } }) =>
-    change({ [name]: event.target.value, page: undefined, id: undefined })
-  const filtered = Object.keys(NOTHING).some((name) => name !== 'page' && address[name])
+    change({ [name]: event.target.value, id: undefined })
+  const filtered = NARROWING.some((name) => address[name])
   const members = [...known.members.values()].sort((a, b) => byText(a.display_name, b.display_name))
   const pools = [...known.pools.values()].sort((a, b) => byText(a.name, b.name))
   return (
@@ -358,12 +342,11 @@ function Filters({ known }: { known: Known }) {
       onSubmit={(event) => event.preventDefault()}
       className="grid grid-cols-2 items-end gap-3 md:grid-cols-3 xl:grid-cols-[1.3fr_1fr_1fr_1fr_1.15fr_auto]"
     >
-      <TextField
+      <SearchField
         label={t('adminAllocations.search')}
-        type="search"
         placeholder={t('adminAllocations.searchHint')}
         value={address.q ?? ''}
-        onChange={set('q')}
+        onAsk={(q) => change({ q, id: undefined })}
         className="max-md:col-span-2"
       />
       <SelectField
@@ -415,7 +398,7 @@ function Filters({ known }: { known: Known }) {
         ))}
       </SelectField>
       <div className="flex flex-wrap gap-2 max-xl:col-span-full">
-        <Export />
+        <Export asked={askedOf(address)} />
         {filtered && (
           <Button look="quiet" icon="close" onClick={() => change(NOTHING)}>
             {t('adminAllocations.clear')}
@@ -426,12 +409,12 @@ function Filters({ known }: { known: Known }) {
   )
 }
 
-/** All of them as CSV: the same file that can be changed and imported again. */
-function Export() {
+/** What is found, all of it, as CSV: the same file that can be changed and imported again. */
+function Export({ asked: { sort: _, ...asked } }: { asked: AllocationsAsked }) {
   const { t } = useWords()
   return (
     <a
-      href="/api/admin/allocations.csv"
+      href={`/api/admin/allocations.csv?${new URLSearchParams(asked as Record<string, string>)}`}
       download
       className="inline-flex min-h-9 items-center gap-1.5 rounded-lg border border-line bg-card px-3 py-1.5 font-medium no-underline hover:border-edge"
     >

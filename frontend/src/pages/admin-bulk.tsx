@@ -12,6 +12,7 @@ import {
 import { api, ok } from '@/api/client'
 import { useRefresh } from '@/api/queries'
 import { useWords } from '@/i18n'
+import { faultWords } from '@/i18n/errors'
 import { readCap } from '@/lib/caps'
 import type { Meter } from '@/lib/limits'
 import { Button } from '@/ui/button'
@@ -410,9 +411,10 @@ function Tried({
 function Outcome({ row }: { row: Row }) {
   const { t } = useWords()
   if (!row.ok) {
+    const words = faultWords(row.code, row.values)
     return (
       <span className="text-bad-ink">
-        <span lang="en">{row.message}</span>
+        {words ?? <span lang="en">{row.message}</span>}
       </span>
     )
   }

@@ -1,15 +1,16 @@
 /** Members: who signs in, as what, and what they may use. */
-import { useQuery } from '@tanstack/react-query'
+import { useInfiniteQuery } from '@tanstack/react-query'
 import { useState } from 'react'
 
-import { type Member, membersQuery } from '@/api/admin-setup'
+import { type Member, type MembersAsked, foundMembersQuery } from '@/api/admin-setup'
 import { useWords } from '@/i18n'
 import { Button, TextLink } from '@/ui/button'
 import { Dialog } from '@/ui/dialog'
-import { SelectField, TextField } from '@/ui/field'
+import { SelectField } from '@/ui/field'
 import { When } from '@/ui/format'
 import { ToneBadge } from '@/ui/meter'
 import { Answered, Card, Empty, Page } from '@/ui/page'
+import { SearchField } from '@/ui/search-field'
 import { DataTable } from '@/ui/table'
 
 import { Invitations, Invite } from './invitations'
@@ -23,15 +24,23 @@ export default function AdminMembers() {
 }
 
 const ROLES = ['admin', 'auditor', 'member'] as const
+const STATUSES = ['active', 'disabled'] as const
+
+/** What the address asks for, as the server is asked for it. */
+function wanted(asked: Record<string, string | undefined>): MembersAsked {
+  const role = ROLES.find((one) => one === asked.role)
+  const status = STATUSES.find((one) => one === asked.status)
+  return { ...(asked.q && { q: asked.q }), ...(role && { role }), ...(status && { status }) }
+}
 
 function AllMembers() {
   const { t } = useWords()
   const writes = useMayWrite()
-  const members = useQuery(membersQuery)
   const { asked, ask } = useAsked('/admin/members')
+  const members = useInfiniteQuery(foundMembersQuery(wanted(asked)))
   const [adding, setAdding] = useState(false)
   const close = () => setAdding(false)
-  const sought = (asked.q ?? '').toLowerCase()
+  const filtered = asked.q || asked.role || asked.status
   return (
     <Page
       title={t('nav.adminMembers')}
@@ -49,21 +58,15 @@ function AllMembers() {
     >
       <Card flush>
         <Answered of={members}>
-          {(all) => {
-            const rows = all.filter(
-              (row) =>
-                `${row.email} ${row.display_name}`.toLowerCase().includes(sought) &&
-                (!asked.role || row.role === asked.role) &&
-                (!asked.status || row.status === asked.status),
-            )
+          {({ pages }) => {
+            const rows = pages.flatMap((page) => page.items)
             return (
               <>
                 <Filters>
-                  <TextField
-                    type="search"
+                  <SearchField
                     label={t('adminSetup.search')}
                     value={asked.q ?? ''}
-                    onChange={(event) => ask({ q: event.target.value })}
+                    onAsk={(q) => ask({ q })}
                   />
                   <SelectField
                     label={t('adminMembers.role')}
@@ -83,7 +86,7 @@ function AllMembers() {
                     onChange={(event) => ask({ status: event.target.value })}
                   >
                     <option value="">{t('common.all')}</option>
-                    {(['active', 'disabled'] as const).map((one) => (
+                    {STATUSES.map((one) => (
                       <option key={one} value={one}>
                         {t(`adminMembers.statuses.${one}`)}
                       </option>
@@ -91,7 +94,7 @@ function AllMembers() {
                   </SelectField>
                 </Filters>
                 {rows.length === 0 ? (
-                  all.length === 0 ? (
+                  !filtered ? (
                     <Empty icon="people" title={t('adminMembers.none')}>
                       {t('adminMembers.noneHint')}
                     </Empty>
@@ -100,6 +103,17 @@ function AllMembers() {
                   )
                 ) : (
                   <Members rows={rows} />
+                )}
+                {members.hasNextPage && (
+                  <div className="border-t border-line p-3 text-center">
+                    <Button
+                      icon="down"
+                      busy={members.isFetchingNextPage}
+                      onClick={() => void members.fetchNextPage()}
+                    >
+                      {t('common.more')}
+                    </Button>
+                  </div>
                 )}
               </>
             )

@@ -1,6 +1,7 @@
 /** A test call to a provider: whether it answers, takes the credential, and knows a model. */
 import { type Schemas, api, ok } from '@/api/client'
 import { useWords } from '@/i18n'
+import { faultWords } from '@/i18n/errors'
 import { formatCount } from '@/lib/money'
 import { Icon } from '@/ui/icons'
 import { Problem } from '@/ui/page'
@@ -13,6 +14,7 @@ export const testProvider = (id: string) =>
 export function ProviderTest({ result, error }: { result: ProviderTestResult | undefined; error: unknown }) {
   const { t, language, locale } = useWords()
   if (result === undefined) return <Problem error={error} />
+  const words = faultWords(result.code, result.values)
   const facts = [
     t('adminModels.took', { shown: formatCount(result.latency_ms, locale) }),
     result.status !== null && t('adminModels.status', { status: result.status }),
@@ -30,7 +32,9 @@ export function ProviderTest({ result, error }: { result: ProviderTestResult | u
           <span className="font-normal"> · {facts.join(' · ')}</span>
         </p>
         {!result.ok && (
-          <p lang="en">{language === 'en' ? result.message : t('errors.said', { said: result.message })}</p>
+          <p lang={words ? undefined : 'en'}>
+            {words ?? (language === 'en' ? result.message : t('errors.said', { said: result.message }))}
+          </p>
         )}
       </div>
     </div>

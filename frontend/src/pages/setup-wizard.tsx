@@ -481,7 +481,15 @@ async function call(path: keyof typeof CALLS, model: string, secret: string, tex
   const said = await response.json().catch(() => ({}))
   if (!response.ok) {
     const detail = String(said.error?.message ?? `HTTP ${response.status}`)
-    const problem = { type: 'about:blank', title: detail, status: response.status, detail }
+    const problem = {
+      type: 'about:blank',
+      title: detail,
+      status: response.status,
+      detail,
+      // Not one of ours: the data plane and the provider have their own.
+      code: '',
+      values: {},
+    }
     // What the provider says of itself is worth reading, whatever its status.
     throw new ApiError(response.status < 500 ? response.status : 400, problem, response)
   }
