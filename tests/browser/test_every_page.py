@@ -51,7 +51,7 @@ def test_a_page_is_used_by_keyboard_alone(house: House, window: Open) -> None:
     page = here.page
     here.go("/allocations")
     page.keyboard.press("Tab")
-    expect(page.get_by_role("button", name="Skip to the page")).to_be_focused()
+    expect(page.get_by_role("button", name="Skip to content")).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.get_by_role("main")).to_be_focused()
     page.keyboard.press("Tab")

@@ -75,7 +75,7 @@ def test_a_password_is_changed_and_other_sessions_end(house: House, window: Open
     here.page.get_by_label("New password", exact=True).fill("a longer secret of mine")
     here.page.get_by_label("New password, again").fill("a longer secret of mine")
     here.page.get_by_role("button", name="Change password").click()
-    expect(here.page.get_by_text("Your password is changed")).to_be_visible()
+    expect(here.page.get_by_text("Password changed")).to_be_visible()
     other.page.reload()
     expect(other.page.get_by_role("heading", level=1)).to_have_text("Sign in")
 

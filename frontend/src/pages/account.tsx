@@ -87,6 +87,7 @@ function SignIns() {
               {
                 name: 'end',
                 head: '',
+                actions: true,
                 end: true,
                 cell: (row) =>
                   row.current ? null : (

@@ -17,7 +17,7 @@ import { useWords } from '@/i18n'
 import { pico } from '@/lib/money'
 import { useSession } from '@/shell/gate'
 import { useAddress } from '@/ui/address'
-import { Button, IconButton, TextLink } from '@/ui/button'
+import { Button, DownloadLink, IconButton, TextLink } from '@/ui/button'
 import { Confirm } from '@/ui/dialog'
 import { SelectField, TextArea, TextField } from '@/ui/field'
 import { useAmount } from '@/ui/format'
@@ -156,6 +156,7 @@ function Rows({ rows, known, admin }: { rows: AllocationRow[]; known: Known; adm
       ? [
           {
             name: 'choose',
+            mark: true,
             head: (
               <input
                 type="checkbox"
@@ -174,7 +175,6 @@ function Rows({ rows, known, admin }: { rows: AllocationRow[]; known: Known; adm
                 onChange={(event) => choose([row], event.target.checked)}
               />
             ),
-            title: true,
           },
         ]
       : []),
@@ -223,6 +223,7 @@ function Rows({ rows, known, admin }: { rows: AllocationRow[]; known: Known; adm
     {
       name: 'actions',
       head: '',
+      actions: true,
       end: true,
       wide: true,
       cell: (row) => <Actions row={row} admin={admin} open={setOpened} />,
@@ -430,13 +431,7 @@ function Filters({ known }: { known: Known }) {
 function Export() {
   const { t } = useWords()
   return (
-    <a
-      href="/api/admin/allocations.csv"
-      download
-      className="inline-flex min-h-9 items-center gap-1.5 rounded-lg border border-line bg-card px-3 py-1.5 font-medium no-underline hover:border-edge"
-    >
-      {t('adminAllocations.export')}
-    </a>
+    <DownloadLink href="/api/admin/allocations.csv">{t('adminAllocations.export')}</DownloadLink>
   )
 }
 
@@ -609,6 +604,7 @@ function StatusDialog({
       open
       onClose={onClose}
       title={t(`adminAllocations.toTitle.${status}`, { name: row.name })}
+      look={status === 'active' ? 'main' : 'destroy'}
       action={t(`adminAllocations.to.${status}`)}
       onConfirm={() => set.mutateAsync()}
     >

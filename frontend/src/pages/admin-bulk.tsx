@@ -205,7 +205,7 @@ export function BulkDialog({
             {t('adminAllocations.bulk.check')}
           </Button>
           {fine && (
-            <Button type="submit" look={blocks ? 'danger' : 'main'} busy={run.isPending}>
+            <Button type="submit" look={blocks ? 'destroy' : 'main'} busy={run.isPending}>
               {t('adminAllocations.bulk.apply', { count: rows.length })}
             </Button>
           )}

@@ -7,6 +7,7 @@ import { useWords } from '@/i18n'
 import { Button, TextLink } from '@/ui/button'
 import { Dialog } from '@/ui/dialog'
 import { SelectField, TextField } from '@/ui/field'
+import { Filters } from '@/ui/filters'
 import { When } from '@/ui/format'
 import { ToneBadge } from '@/ui/meter'
 import { Answered, Card, Empty, Page } from '@/ui/page'
@@ -14,7 +15,7 @@ import { DataTable } from '@/ui/table'
 
 import { MemberForm } from './member-form'
 import { OneMember, StatusBadge } from './one-member'
-import { Filters, useAsked, useMayWrite } from './setup-parts'
+import { useAsked, useMayWrite } from './setup-parts'
 
 export default function AdminMembers() {
   const { asked } = useAsked('/admin/members')
@@ -54,7 +55,7 @@ function AllMembers() {
             )
             return (
               <>
-                <Filters>
+                <Filters framed>
                   <TextField
                     type="search"
                     label={t('adminSetup.search')}

@@ -99,6 +99,7 @@ export function Destinations({ destinations }: { destinations: Destination[] }) 
             {
               name: 'actions',
               head: '',
+              actions: true,
               end: true,
               cell: (row) =>
                 writes && (

@@ -292,6 +292,7 @@ function Keys({ member }: { member: Member }) {
                 {
                   name: 'actions',
                   head: '',
+                  actions: true,
                   end: true,
                   cell: (row) =>
                     writes &&

@@ -122,13 +122,6 @@ export function Boxes({
   )
 }
 
-/** Filters above a list: they take the width there is. */
-export function Filters({ children }: { children: ReactNode }) {
-  return (
-    <div className="grid gap-3 border-b border-line p-4 sm:grid-cols-2 lg:grid-cols-4">{children}</div>
-  )
-}
-
 /** Names of facts and the facts, in two columns where there is room. */
 export function Facts({ children }: { children: ReactNode }) {
   return (

@@ -7,7 +7,9 @@ import { explain } from '@/i18n/errors'
 import { Button } from './button'
 import { Icon, type IconName } from './icons'
 
-/** One for each page: its title heads it, and the window. */
+let arrived = false
+
+/** One for each page: its title heads it, and the window; it is where one is when one comes to it. */
 export function Page({
   title,
   about,
@@ -23,6 +25,11 @@ export function Page({
   useEffect(() => {
     document.title = `${title} · Spendgate`
   }, [title])
+  useEffect(() => {
+    // Whoever hears the page instead of seeing it is taken to what is new; not when it is the first.
+    if (arrived) head.current?.focus({ preventScroll: true })
+    arrived = true
+  }, [])
   return (
     <div className="mx-auto flex w-full max-w-6xl flex-col gap-5">
       <header className="flex flex-wrap items-start justify-between gap-x-6 gap-y-3">
