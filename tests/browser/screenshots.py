@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -107,11 +108,15 @@ def _away(page: Page, words: Words) -> None:
 
 
 def _broken(page: Page, words: Words) -> None:
-    problem = {"title": "Internal Server Error", "status": 500, "request_id": "req_0123456789"}
+    problem = {"title": "Internal Server Error", "status": 500}
     kind = "application/problem+json"
     page.route(
         "**/api/me/allocations*",
-        lambda route: route.fulfill(status=500, content_type=kind, body=json.dumps(problem)),
+        lambda route: route.fulfill(
+            status=500,
+            headers={"content-type": kind, "x-request-id": "req_0123456789"},
+            body=json.dumps(problem),
+        ),
     )
     page.reload()
     page.get_by_role("alert").first.wait_for(timeout=30_000)
@@ -171,7 +176,6 @@ SCENES = (
     Scene("approve", "/admin/requests", press("adminRequests.approve")),
     Scene("decline", "/admin/requests", press("adminRequests.decline")),
     Scene("pool-new", "/admin/pools", press("adminPools.add")),
-    Scene("pool-share", "/admin/token-pool", press("adminTokenPool.run")),
     Scene("provider-new", "/admin/models", press("adminModels.addProvider")),
     Scene(
         "provider-test",
@@ -276,25 +280,19 @@ def _sample(browser: Browser, sample: Json) -> Iterator[None]:
         admin("POST", f"/destinations/{hook['id']}/test")
         rule = {"destination_id": hook["id"], "owner": "pool", "owner_id": pool["id"]}
         admin("POST", "/alert-rules", {**rule, "meter": "usd", "percent": "80"})
-        nearly = {"member_id": sample["member_id"], "models": ["gpt-4o-mini"]}
-        for name, cap in (
-            ("Seminar", "0.000013"),
-            ("Reading group", "0.0000105"),
-            ("Side project", "0"),
-        ):
-            given = {**nearly, "name": name, "quota_cost_usd_per_month": cap}
-            made = admin("POST", "/allocations", given)
-            opened = {
-                "member_id": sample["member_id"],
-                "name": name,
-                "allocation_ids": [made["id"]],
-            }
-            secret = admin("POST", "/keys", opened)["key"]
-            for _ in range(2):
-                body = {"model": "gpt-4o-mini", "max_tokens": 20, "messages": []}
-                body["messages"] = [{"role": "user", "content": "Hello!"}]
-                own = {"authorization": f"Bearer {secret}"}
-                client.post("/v1/chat/completions", headers=own, json=body)
+        own = {"member_id": sample["member_id"]}
+        for name, share in (("Seminar", "0.80"), ("Reading group", "0.95"), ("Side project", "1")):
+            given = {"models": ["gpt-4o-mini"], "quota_cost_usd_per_month": "1"}
+            made = admin("POST", "/allocations", {**own, **given, "name": name})
+            opened = {"name": name, "allocation_ids": [made["id"]]}
+            secret = admin("POST", "/keys", {**own, **opened})["key"]
+            asked = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello!"}]}
+            bearer = {"authorization": f"Bearer {secret}"}
+            client.post("/v1/chat/completions", headers=bearer, json=asked)
+            used = Decimal(admin("GET", f"/allocations/{made['id']}")["cost_used_this_month"])
+            cap = {"quota_cost_usd_per_month": f"{used / Decimal(share):.9f}", "reason": "Try it"}
+            admin("PATCH", f"/allocations/{made['id']}", cap)
+            client.post("/v1/chat/completions", headers=bearer, json=asked)
         body = {"model": "tts-9", "messages": [{"role": "user", "content": "Hello!"}]}
         client.post("/v1/chat/completions", headers=key, json=body)
     for amount in ("5", "12.50"):
@@ -343,7 +341,7 @@ def _pictures(
     words = _words(language)
     for who in ("member", "admin"):
         with Window(
-            browser, sample["base_url"], width=width, language=language, theme=theme
+            browser, sample["base_url"], width=width, language=language, theme=theme, still=True
         ) as window:
 
             def take(name: str, *, whole: bool) -> None:

@@ -541,7 +541,7 @@ function Actions({
       </Button>
       <Menu
         trigger={
-          <IconButton ref={trigger} icon="down" label={t('adminAllocations.actions', { name: row.name })} />
+          <IconButton ref={trigger} icon="dots" label={t('adminAllocations.actions', { name: row.name })} />
         }
       >
         <MenuItem icon="edit" onSelect={from({ what: 'edit', row })}>

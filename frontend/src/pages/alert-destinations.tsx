@@ -112,7 +112,7 @@ export function Destinations({ destinations }: { destinations: Destination[] }) 
                     >
                       {t('adminAlerts.test')}
                     </Button>
-                    <Menu trigger={<IconButton icon="menu" label={t('adminSetup.moreOf', { name: row.name })} />}>
+                    <Menu trigger={<IconButton icon="dots" label={t('adminSetup.moreOf', { name: row.name })} />}>
                       <MenuItem icon="edit" onSelect={() => setEdited(row)}>
                         {t('adminSetup.edit')}
                       </MenuItem>

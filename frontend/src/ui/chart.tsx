@@ -25,7 +25,7 @@ export interface ChartBar {
 
 const BAR_PX = 34
 const NAMES_PX = 132
-const NAME_LENGTH_MAX = 19
+const NAME_LENGTH_MAX = 17
 
 /** The whole name is in the tip and in the table. */
 const shorten = (name: string) =>

@@ -28,8 +28,15 @@ export function Dialog({ open, onClose, title, about, wide = false, children }: 
           className={`animate-appear fixed inset-x-0 bottom-0 z-50 mx-auto flex max-h-[92dvh] w-full flex-col rounded-t-2xl border border-line bg-card shadow-card sm:top-[8dvh] sm:bottom-auto sm:max-h-[84dvh] sm:rounded-2xl ${wide ? 'sm:max-w-3xl' : 'sm:max-w-lg'}`}
           // A click beside it would lose what was filled in, or a secret that is shown once.
           onInteractOutside={(event) => event.preventDefault()}
-          onOpenAutoFocus={() => {
+          onOpenAutoFocus={(event) => {
             opener.current = document.activeElement
+            // Where one goes on: the first field, else the way back; not what closes it.
+            const first = (event.currentTarget as Element).querySelector<HTMLElement>(
+              '[data-body] :is(input, select, textarea, button):enabled',
+            )
+            if (!first) return
+            event.preventDefault()
+            first.focus()
           }}
           onCloseAutoFocus={(event) => {
             event.preventDefault()
@@ -50,7 +57,7 @@ export function Dialog({ open, onClose, title, about, wide = false, children }: 
               <IconButton icon="close" label={t('common.close')} />
             </Radix.Close>
           </header>
-          <div className="overflow-y-auto px-5 py-4">{children}</div>
+          <div data-body className="overflow-y-auto px-5 py-4">{children}</div>
         </Radix.Content>
       </Radix.Portal>
     </Radix.Root>

@@ -94,7 +94,7 @@ function Lines<Row>({
             role="cell"
             className={`border-line align-top max-md:flex max-md:min-w-0 max-md:flex-col max-md:items-start md:px-3 md:first:pl-4 md:last:pr-4 md:group-hover:bg-sunk/60 ${edge} ${looks(column, row)}`}
           >
-            {!column.title && column.head && (
+            {!column.title && !column.mark && column.head && (
               <span aria-hidden="true" className="text-xs text-soft md:hidden">
                 {column.head}
               </span>
