@@ -293,7 +293,7 @@ def test_a_member_is_stored_as_filled_in_changed_and_shut_out(house: House, wind
     form.get_by_role("button", name="Add member").click()
     expect(form).to_contain_text("This is too short.")
     form.get_by_label("Password").fill(PASSWORD)
-    expect(form.get_by_label("Has to change it")).to_be_checked()
+    expect(form.get_by_label("Must change it")).to_be_checked()
     form.get_by_role("button", name="Add member").click()
     page.get_by_label("Search").fill(email)
     shown = row(page, email)
@@ -308,7 +308,7 @@ def test_a_member_is_stored_as_filled_in_changed_and_shut_out(house: House, wind
     expect(form.get_by_label("New password")).to_have_value("")
     form.get_by_label("Display name").fill("Amalie Noether")
     form.get_by_label("Role").select_option("member")
-    form.get_by_label("Has to change it").uncheck()
+    form.get_by_label("Must change it").uncheck()
     form.get_by_role("button", name="Save").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Amalie Noether")
     member_id = page.url.rpartition("id=")[2]
@@ -357,7 +357,7 @@ def test_a_key_is_stored_as_filled_in_shown_once_rotated_and_revoked(
     shown = row(page, "Notebook")
     expect(shown).to_contain_text("31 Jan 2031, 12:00")
     expect(shown).to_contain_text("50,000")
-    expect(shown).to_contain_text("single call")
+    expect(shown).to_contain_text("Single use")
     expect(page.get_by_text(secret)).to_have_count(0)
 
     page.get_by_role("button", name="Rotate Notebook").click()
@@ -387,7 +387,7 @@ def test_a_running_session_is_seen_with_its_cost_and_killed(house: House, window
         expect(shown).to_contain_text("Voice")
         expect(shown).to_contain_text("$")
         page.get_by_role("button", name=f"End the session of {person.email}").click()
-        expect(dialog(page)).to_contain_text("is closed within a moment")
+        expect(dialog(page)).to_contain_text("closes within moments")
         dialog(page).get_by_role("button", name="End").click()
         assert socket.end() == (1008, "killed")
     expect(page.get_by_text("No live sessions")).to_be_visible()
@@ -448,7 +448,7 @@ def test_a_destination_is_stored_as_filled_in_tested_and_its_secret_shown_once(
 
     page.get_by_role("button", name=f"More for {name}").click()
     page.get_by_role("menuitem", name="Delete").click()
-    expect(form).to_contain_text("its log of deliveries go with it")
+    expect(form).to_contain_text("delivery log are deleted too")
     form.get_by_role("button", name="Delete").click()
     expect(shown).to_have_count(0)
 
@@ -568,7 +568,7 @@ def test_what_goes_wrong_is_told_with_the_id_that_finds_it(house: House, window:
     page.route("**/api/admin/providers*", broken)
     page.goto("/admin/models")
     alert = page.get_by_role("alert")
-    expect(alert).to_contain_text("The database does not answer at the moment")
+    expect(alert).to_contain_text("The database is not responding at the moment")
     expect(alert).to_contain_text("req_of_the_test")
     page.unroute("**/api/admin/providers*")
     alert.get_by_role("button", name="Try again").click()

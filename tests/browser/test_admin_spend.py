@@ -126,7 +126,7 @@ def test_a_sheet_with_two_bad_rows_adds_nothing_and_without_them_all(
     dialog = page.get_by_role("dialog")
     dialog.get_by_label("Or paste the rows").fill(header + good + bad)
     dialog.get_by_role("button", name="Check").click()
-    expect(dialog.get_by_text("2 of 4 rows cannot be taken")).to_be_visible()
+    expect(dialog.get_by_text("2 of 4 rows have errors")).to_be_visible()
     expect(found(page, "nobody@example.org is no member's")).to_contain_text("4")
     expect(found(page, "must be a number")).to_contain_text("5")
     expect(dialog.get_by_role("button", name="Add")).to_have_count(0)
@@ -148,7 +148,7 @@ def test_chosen_rows_are_changed_alike_after_a_look(house: House, window: Open) 
     tenants = [member.given(house.model(DIME), usd="1", name=f"Part {n}") for n in range(3)]
     page = admin.enter(window(), f"/admin/allocations?member_id={member.id}").page
     for n in (0, 2):
-        page.get_by_role("checkbox", name=f"Choose “Part {n}”").check()
+        page.get_by_role("checkbox", name=f"Select “Part {n}”").check()
     page.get_by_role("button", name="Change…").click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_role("checkbox", name="Spend cap per month (USD)").check()

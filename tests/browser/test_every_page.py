@@ -109,7 +109,7 @@ def test_nothing_moves_for_who_asks_for_less_motion(house: House, window: Open) 
     page.emulate_media(reduced_motion="no-preference")
     here.go("/allocations")
     page.get_by_role("button", name="Ask for more").click()
-    assert dialog.evaluate(_MOVES) == ["appear"], "else this test would see nothing"
+    assert "appear" in dialog.evaluate(_MOVES), "else this test would see nothing"
 
 
 # All that runs, and what would run again.

@@ -237,11 +237,11 @@ def test_usage_adds_up_and_opens_the_calls_behind_it(house: House, window: Open)
     with page.expect_download() as download:
         page.get_by_role("link", name="CSV").click()
     assert "cost_usd" in download.value.path().read_text()
-    page.get_by_role("link", name=f"Calls of {read}").click()
+    page.get_by_role("link", name=f"Calls: {read}").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Calls")
     expect(page.get_by_role("button", name="Details of the call")).to_have_count(1)
     page.goto("/usage?by=endpoint")
-    page.get_by_role("link", name="Calls of ocr").click()
+    page.get_by_role("link", name="Calls: ocr").click()
     expect(page.get_by_role("button", name="Details of the call")).to_have_count(1)
 
 

@@ -115,7 +115,7 @@ function Open({
         <p className="text-right">
           <strong className="text-lg font-semibold tabular-nums">{more}</strong>
           <span className="block text-xs text-soft">
-            {t('ask.until')}: {until(request.expires)}
+            {t('ask.until')} {until(request.expires)}
           </span>
         </p>
       </header>
@@ -402,7 +402,7 @@ function History() {
                     <>
                       <span className="tabular-nums">+{shown(row.meter, row.amount)}</span>
                       <span className="block text-xs text-soft">
-                        {t('ask.until')}: {until(row.expires)}
+                        {t('ask.until')} {until(row.expires)}
                       </span>
                     </>
                   ),

@@ -9,8 +9,7 @@ import { type Schemas, api, ok } from '@/api/client'
 import { useRefresh } from '@/api/queries'
 import { useWords } from '@/i18n'
 import { Button, IconButton } from '@/ui/button'
-import { Snippet } from '@/ui/copy'
-import { Confirm, Dialog, DialogActions } from '@/ui/dialog'
+import { Confirm, Dialog } from '@/ui/dialog'
 import { CheckField, SelectField, TextField } from '@/ui/field'
 import { When } from '@/ui/format'
 import { Menu, MenuItem } from '@/ui/menu'
@@ -19,7 +18,7 @@ import { Card, Empty, Problem } from '@/ui/page'
 import { DataTable } from '@/ui/table'
 import { toast } from '@/ui/toast'
 
-import { Boxes, EditorForm, differing, useEditor, useMayWrite } from './setup-parts'
+import { Boxes, EditorForm, SecretDialog, differing, useEditor, useMayWrite } from './setup-parts'
 
 export function Destinations({ destinations }: { destinations: Destination[] }) {
   const { t } = useWords()
@@ -148,15 +147,13 @@ export function Destinations({ destinations }: { destinations: Destination[] }) 
           />
         )}
       </Dialog>
-      <Dialog open={secret !== null} onClose={() => setSecret(null)} title={t('adminAlerts.secretTitle')}>
-        <p className="mb-3">{t('adminAlerts.secretOnce')}</p>
-        {secret && <Snippet code={secret} label={t('adminAlerts.secret')} />}
-        <DialogActions>
-          <Button look="main" onClick={() => setSecret(null)}>
-            {t('adminSetup.done')}
-          </Button>
-        </DialogActions>
-      </Dialog>
+      <SecretDialog
+        title={t('adminAlerts.secretTitle')}
+        hint={t('adminAlerts.secretOnce')}
+        label={t('adminAlerts.secret')}
+        secret={secret}
+        onClose={() => setSecret(null)}
+      />
       <Confirm
         open={rotating !== null}
         onClose={() => setRotating(null)}

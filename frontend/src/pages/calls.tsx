@@ -172,6 +172,7 @@ export default function Calls() {
                     cell: (call) => (
                       <Button
                         look="quiet"
+                        className="max-md:-ml-3 md:-mr-3"
                         aria-label={t('calls.detailsOf', { model: call.model, id: call.id.slice(-6) })}
                         onClick={() => setOpen(call)}
                       >

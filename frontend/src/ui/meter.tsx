@@ -113,10 +113,12 @@ export function Meter({ label, name = label, meter, amount, used, held, paused, 
               {t('meter.usedShare', { share: formatPercent(parts.share, locale) })}
             </li>
           )}
-          <li className="flex items-center gap-1.5">
-            <i className={`stripes size-2 rounded-full ${color}`} />
-            {t('meter.held', { amount: shown(held) })}
-          </li>
+          {(some || amount !== null) && (
+            <li className="flex items-center gap-1.5">
+              <i className={`stripes size-2 rounded-full ${color}`} />
+              {t('meter.held', { amount: shown(held) })}
+            </li>
+          )}
           {left !== null && (
             <li className="flex items-center gap-1.5">
               <i className="size-2 rounded-full bg-sunk ring-1 ring-edge ring-inset" />
