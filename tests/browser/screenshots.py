@@ -360,11 +360,12 @@ def _pictures(
                     window.go(path)
                     take(name, whole=True)
             for scene in SCENES:
-                if scene.admin == (who == "admin") and all(part in scene.name for part in parts):
+                name = f"{who}-{scene.name}"
+                if scene.admin == (who == "admin") and all(part in name for part in parts):
                     window.go(scene.path)
                     scene.act(window.page, words)
                     window.page.wait_for_timeout(300)
-                    take(f"{who}-{scene.name}", whole=not window.page.get_by_role("dialog").count())
+                    take(name, whole=not window.page.get_by_role("dialog").count())
                     window.context.set_offline(False)
                     window.page.unroute_all()
 

@@ -105,7 +105,7 @@ export function Meter({ label, name = label, meter, amount, used, held, paused, 
           )}
         </div>
       )}
-      {!small && (
+      {!small && (some || amount !== null) && (
         <ul className="flex flex-wrap gap-x-4 gap-y-0.5 text-xs text-soft" aria-hidden="true">
           {parts.share !== null && (
             <li className="flex items-center gap-1.5">
@@ -113,12 +113,10 @@ export function Meter({ label, name = label, meter, amount, used, held, paused, 
               {t('meter.usedShare', { share: formatPercent(parts.share, locale) })}
             </li>
           )}
-          {(some || amount !== null) && (
-            <li className="flex items-center gap-1.5">
-              <i className={`stripes size-2 rounded-full ${color}`} />
-              {t('meter.held', { amount: shown(held) })}
-            </li>
-          )}
+          <li className="flex items-center gap-1.5">
+            <i className={`stripes size-2 rounded-full ${color}`} />
+            {t('meter.held', { amount: shown(held) })}
+          </li>
           {left !== null && (
             <li className="flex items-center gap-1.5">
               <i className="size-2 rounded-full bg-sunk ring-1 ring-edge ring-inset" />

@@ -115,10 +115,10 @@ export function Problem({
   return (
     <div
       role="alert"
-      className={`flex gap-3 rounded-xl border border-bad/40 bg-bad-wash p-3.5 text-bad-ink ${className}`}
+      className={`flex flex-wrap items-start gap-3 rounded-xl border border-bad/40 bg-bad-wash p-3.5 text-bad-ink ${className}`}
     >
       <Icon name="warning" className="mt-0.5 size-5" />
-      <div className="min-w-0 flex-1">
+      <div className="min-w-0 flex-1 max-sm:basis-[calc(100%-2rem)]">
         <p className="font-semibold">{title}</p>
         {detail && <p lang={detail.lang}>{detail.text}</p>}
         {requestId && (
