@@ -55,6 +55,7 @@ class Window(contextlib.AbstractContextManager["Window"]):
         width: int = WIDE,
         language: Language = "en",
         theme: Theme = "light",
+        still: bool = False,
     ) -> None:
         self.url = url
         self.language = language
@@ -64,6 +65,7 @@ class Window(contextlib.AbstractContextManager["Window"]):
             locale="en-GB" if language == "en" else language,
             timezone_id="Asia/Taipei",
             color_scheme=theme,
+            reduced_motion="reduce" if still else "no-preference",
             has_touch=width == NARROW,
             permissions=["clipboard-read", "clipboard-write"],
         )
@@ -100,6 +102,10 @@ class Window(contextlib.AbstractContextManager["Window"]):
         self.page.locator("input[type=email]").wait_for(state="detached")
         self.page.locator("main h1").wait_for()
 
+    def resize(self, width: int) -> None:
+        """Make it as wide as another one."""
+        self.page.set_viewport_size({"width": width, "height": HEIGHT[width]})
+
     # What is wrong
 
     def overflow(self) -> list[str]:
@@ -107,10 +113,17 @@ class Window(contextlib.AbstractContextManager["Window"]):
         found: list[str] = self.page.evaluate(_OVERFLOW)
         return found
 
-    def violations(self) -> list[str]:
-        """What axe finds that is serious or critical."""
-        self.page.evaluate(AXE.read_text())
-        results: Json = self.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    def violations(self, only: tuple[str, ...] = ()) -> list[str]:
+        """What axe finds that is serious or critical, by all of its rules or by some."""
+        if not self.page.evaluate("'axe' in window"):
+            self.page.evaluate(AXE.read_text())
+        results: Json = self.page.evaluate(
+            """(only) => axe.run(document, {
+              resultTypes: ['violations'],
+              ...(only.length ? {runOnly: only} : {}),
+            })""",
+            only,
+        )
         return [
             f"{one['id']}: {one['help']} ({node['html'][:200]}) {node['failureSummary'][:300]}"
             for one in results["violations"]

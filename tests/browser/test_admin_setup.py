@@ -62,7 +62,7 @@ def test_the_first_run_leads_from_no_provider_to_a_key_that_works(
 
 def _first_run(bare: House, here: Window) -> None:
     page = admin(bare, here, "/admin/models")
-    page.get_by_role("link", name="Start the guided setup").click()
+    page.get_by_role("link", name="Start guided setup").click()
 
     page.get_by_label("Name", exact=True).fill("My provider")
     page.get_by_label("Kind").select_option("compatible")
@@ -75,7 +75,7 @@ def _first_run(bare: House, here: Window) -> None:
     page.get_by_label("Name in requests").fill("gpt-4o-mini")
     page.get_by_role("button", name="Add model").click()
 
-    page.get_by_role("button", name="Take over into the form").click()
+    page.get_by_role("button", name="Use in the form").click()
     expect(page.get_by_label("USD", exact=True).first).to_have_value("0.15")
     page.get_by_role("button", name="Add version").click()
 
@@ -98,7 +98,7 @@ def _first_run(bare: House, here: Window) -> None:
     assert allocation["quota_cost_usd_per_month"] == "2.50"
     assert allocation["models"] == ["gpt-4o-mini"]
     assert float(allocation["cost_used_this_month"]) > 0
-    page.get_by_role("link", name="See the member").click()
+    page.get_by_role("link", name="View member").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("First Member")
 
 
@@ -124,7 +124,7 @@ def test_a_provider_is_stored_as_filled_in_tested_and_its_credential_is_never_sh
     expect(row(page, name)).to_contain_text("Mistral")
     expect(row(page, name)).to_contain_text(house.sim.base_url)
     page.get_by_role("button", name=f"Test {name}").click()
-    expect(page.get_by_text("This does not work yet")).to_be_visible()
+    expect(page.get_by_text("The test failed")).to_be_visible()
 
     page.get_by_role("button", name=f"Edit {name}").click()
     expect(page.get_by_label("Name", exact=True)).to_have_value(name)
@@ -210,7 +210,7 @@ def test_a_price_is_stored_to_the_last_digit_and_takes_over_when_it_is_told_to(
     page.get_by_label("USD", exact=True).nth(1).fill("2.50")
     page.get_by_label("Per", exact=True).nth(1).fill("1M")
     page.get_by_role("button", name="Add version").click()
-    expect(page.get_by_text("This unit has a rate already.")).to_be_visible()
+    expect(page.get_by_text("This unit already has a rate.")).to_be_visible()
     page.get_by_label("Unit", exact=True).nth(1).select_option("page")
     page.get_by_role("button", name="Add version").click()
     expect(page.get_by_text(f"{slug} has a new price")).to_be_visible()
@@ -226,7 +226,7 @@ def test_a_price_is_stored_to_the_last_digit_and_takes_over_when_it_is_told_to(
     tomorrow = (datetime.now(UTC) + TAIPEI + timedelta(days=1)).strftime("%Y-%m-%dT12:00")
     page.get_by_label("In force from").fill(tomorrow)
     page.get_by_role("button", name="Add version").click()
-    expect(page.get_by_text("Not yet")).to_be_visible()
+    expect(page.get_by_text("Scheduled")).to_be_visible()
     newest = house.api("GET", f"/admin/prices?model={slug}")["items"][0]
     assert [one["unit"] for one in newest["rates"]] == ["input_token"]
     assert newest["effective_from"] == f"{tomorrow[:11]}04:00:00Z"
@@ -245,18 +245,18 @@ def test_an_unpriced_model_is_priced_from_a_suggestion_and_its_calls_priced_agai
     expect(unpriced).to_contain_text("No price")
     expect(unpriced).to_contain_text("Unpriced calls this month1")
     unpriced.get_by_role("link", name="Set price").click()
-    expect(page.get_by_text("1 call of this month is unpriced.").first).to_be_visible()
+    expect(page.get_by_text("1 call this month is unpriced.").first).to_be_visible()
 
     expect(row(page, "Output tokens")).to_contain_text("added")
-    page.get_by_role("button", name="Take over into the form").click()
+    page.get_by_role("button", name="Use in the form").click()
     expect(page.get_by_label("USD", exact=True).first).to_have_value("0.15")
     before = (datetime.now(UTC) + TAIPEI - timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M")
     page.get_by_label("In force from").fill(before)
     page.get_by_role("button", name="Add version").click()
-    expect(page.get_by_text("What is in force is what public lists say.")).to_be_visible()
+    expect(page.get_by_text("The price in force matches public price lists.")).to_be_visible()
 
     page.get_by_role("button", name="Preview").click()
-    expect(page.get_by_text("Say why.")).to_be_visible()
+    expect(page.get_by_text("Enter a reason.")).to_be_visible()
     page.get_by_label("Reason").fill("the price came late")
     page.get_by_role("button", name="Preview").click()
     result = page.get_by_role("region", name="Result")
@@ -265,7 +265,7 @@ def test_an_unpriced_model_is_priced_from_a_suggestion_and_its_calls_priced_agai
     assert tenant.standing()["unpriced_calls_this_month"] == 1, "a preview books nothing"
     page.get_by_role("button", name="Book +").click()
     dialog(page).get_by_role("button", name="Book").click()
-    expect(result).to_contain_text("1 call is priced again")
+    expect(result).to_contain_text("1 call repriced")
     standing = tenant.standing()
     assert standing["unpriced_calls_this_month"] == 0
     assert float(standing["cost_used_this_month"]) > 0
@@ -293,12 +293,12 @@ def test_a_member_is_stored_as_filled_in_changed_and_shut_out(house: House, wind
     form.get_by_role("button", name="Add member").click()
     expect(form).to_contain_text("This is too short.")
     form.get_by_label("Password").fill(PASSWORD)
-    expect(form.get_by_label("Has to change it")).to_be_checked()
+    expect(form.get_by_label("Must change it")).to_be_checked()
     form.get_by_role("button", name="Add member").click()
     page.get_by_label("Search").fill(email)
     shown = row(page, email)
     expect(shown).to_contain_text("Auditor")
-    expect(shown).to_contain_text("to be changed")
+    expect(shown).to_contain_text("To be changed")
     shown.get_by_role("link", name="Emmy Noether").click()
 
     page.get_by_role("button", name="Edit").click()
@@ -308,7 +308,7 @@ def test_a_member_is_stored_as_filled_in_changed_and_shut_out(house: House, wind
     expect(form.get_by_label("New password")).to_have_value("")
     form.get_by_label("Display name").fill("Amalie Noether")
     form.get_by_label("Role").select_option("member")
-    form.get_by_label("Has to change it").uncheck()
+    form.get_by_label("Must change it").uncheck()
     form.get_by_role("button", name="Save").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Amalie Noether")
     member_id = page.url.rpartition("id=")[2]
@@ -345,7 +345,7 @@ def test_a_key_is_stored_as_filled_in_shown_once_rotated_and_revoked(
     expect(form.get_by_label("Thesis")).to_be_checked()
     form.get_by_label("Expires").fill("2031-01-31T12:00")
     form.get_by_label("Token budget").fill("50k")
-    form.get_by_label("For a single call").check()
+    form.get_by_label("Single use").check()
     form.get_by_role("button", name="Add key").click()
     expect(form).to_contain_text("Copy it now")
     secret = page.get_by_label("Key", exact=True).inner_text()
@@ -357,7 +357,7 @@ def test_a_key_is_stored_as_filled_in_shown_once_rotated_and_revoked(
     shown = row(page, "Notebook")
     expect(shown).to_contain_text("31 Jan 2031, 12:00")
     expect(shown).to_contain_text("50,000")
-    expect(shown).to_contain_text("single call")
+    expect(shown).to_contain_text("Single use")
     expect(page.get_by_text(secret)).to_have_count(0)
 
     page.get_by_role("button", name="Rotate Notebook").click()
@@ -380,17 +380,17 @@ def test_a_running_session_is_seen_with_its_cost_and_killed(house: House, window
     model = house.model(rates | {"input_audio_token": "0"}, "gpt-realtime", endpoints=["realtime"])
     tenant = person.given(model, usd="9.00", name="Voice")
     page = admin(house, window(), "/admin/sessions")
-    expect(page.get_by_text("No session is running")).to_be_visible()
+    expect(page.get_by_text("No live sessions")).to_be_visible()
     with conversation(tenant) as socket:
         shown = row(page, person.email)
         expect(shown).to_contain_text(model)
         expect(shown).to_contain_text("Voice")
         expect(shown).to_contain_text("$")
         page.get_by_role("button", name=f"End the session of {person.email}").click()
-        expect(dialog(page)).to_contain_text("is closed within a moment")
+        expect(dialog(page)).to_contain_text("closes within moments")
         dialog(page).get_by_role("button", name="End").click()
         assert socket.end() == (1008, "killed")
-    expect(page.get_by_text("No session is running")).to_be_visible()
+    expect(page.get_by_text("No live sessions")).to_be_visible()
 
 
 # Alerts
@@ -425,10 +425,10 @@ def test_a_destination_is_stored_as_filled_in_tested_and_its_secret_shown_once(
 
     page.get_by_role("button", name=f"Send test to {name}").click()
     page.get_by_role("button", name=f"Details: Test to {name}").click()
-    expect(form).to_contain_text("What is sent")
-    expect(form.get_by_role("table", name="Tries")).to_be_visible(timeout=15_000)
+    expect(form).to_contain_text("Payload")
+    expect(form.get_by_role("table", name="Attempts")).to_be_visible(timeout=15_000)
     form.get_by_role("button", name="Send again now").click()
-    expect(page.get_by_text("It is on its way again")).to_be_visible()
+    expect(page.get_by_text("Sending again")).to_be_visible()
     page.keyboard.press("Escape")
 
     page.get_by_role("button", name=f"More for {name}").click()
@@ -436,7 +436,7 @@ def test_a_destination_is_stored_as_filled_in_tested_and_its_secret_shown_once(
     expect(form.get_by_label("Name", exact=True)).to_have_value(name)
     expect(form.get_by_label("URL")).to_have_value("https://hooks.example.invalid/alerts")
     expect(form.get_by_label("Unpriced model called")).to_be_checked()
-    expect(form.get_by_label("Somebody asks for more")).not_to_be_checked()
+    expect(form.get_by_label("Request for more")).not_to_be_checked()
     form.get_by_label("Unpriced model called").uncheck()
     form.get_by_label("Enabled").uncheck()
     form.get_by_role("button", name="Save").click()
@@ -448,7 +448,7 @@ def test_a_destination_is_stored_as_filled_in_tested_and_its_secret_shown_once(
 
     page.get_by_role("button", name=f"More for {name}").click()
     page.get_by_role("menuitem", name="Delete").click()
-    expect(form).to_contain_text("its log of deliveries go with it")
+    expect(form).to_contain_text("delivery log are deleted too")
     form.get_by_role("button", name="Delete").click()
     expect(shown).to_have_count(0)
 
@@ -466,19 +466,19 @@ def test_a_rule_is_stored_as_filled_in(house: House, window: Open) -> None:
     page.get_by_role("button", name="Add rule").click()
     form.get_by_role("button", name="Add rule").click()
     expect(form).to_contain_text("This is needed.")
-    form.get_by_label("Of what").select_option(label=f"Watched · {person.email}")
+    form.get_by_label("Applies to").select_option(label=f"Watched · {person.email}")
     form.get_by_label("Percent", exact=True).fill("87.5")
     form.get_by_role("button", name="Add rule").click()
     expect(form).to_have_count(0)
     shown = row(page, f"Watched · {person.email}")
-    expect(shown).to_contain_text("87.5 % of the limit")
+    expect(shown).to_contain_text("87.5% of the limit")
     page.get_by_role("button", name="Add rule").click()
-    form.get_by_label("Kind of owner").select_option("key")
-    form.get_by_label("Of what").select_option(label=f"test · {person.email}")
-    form.get_by_label("Of", exact=True).select_option("tokens")
-    form.get_by_label("Counted by").select_option("rolling")
+    form.get_by_label("Kind").select_option("key")
+    form.get_by_label("Applies to").select_option(label=f"test · {person.email}")
+    form.get_by_label("Unit", exact=True).select_option("tokens")
+    form.get_by_label("Period").select_option("rolling")
     form.get_by_label("Hours").fill("5")
-    form.get_by_label("Threshold in").select_option("threshold")
+    form.get_by_label("Threshold as").select_option("threshold")
     form.get_by_label("Tokens", exact=True).fill("1.5M")
     form.get_by_label("Enabled").uncheck()
     form.get_by_role("button", name="Add rule").click()
@@ -497,7 +497,7 @@ def test_a_rule_is_stored_as_filled_in(house: House, window: Open) -> None:
 
     page.get_by_role("button", name=f"Edit Watched · {person.email}").click()
     expect(form.get_by_label("Percent", exact=True)).to_have_value("87.5")
-    form.get_by_label("Threshold in").select_option("threshold")
+    form.get_by_label("Threshold as").select_option("threshold")
     form.get_by_label("USD", exact=True).fill("4.20")
     form.get_by_role("button", name="Save").click()
     expect(shown).to_contain_text("$4.20")
@@ -527,7 +527,7 @@ def test_the_audit_tells_what_was_and_what_is_and_is_downloaded_as_filtered(
     assert "the deadline" in written
     assert "allocation_created" not in written
     page.get_by_role("button", name="Change: allocation_cost_quota_updated").click()
-    page.get_by_label("What").select_option("key")
+    page.get_by_label("Subject").select_option("key")
     expect(page.get_by_text("Nothing matches these filters")).to_be_visible()
 
 
@@ -559,7 +559,7 @@ def test_what_goes_wrong_is_told_with_the_id_that_finds_it(house: House, window:
     dialog(page).get_by_label("Email").fill(taken)
     dialog(page).get_by_role("button", name="Add member").click()
     alert = dialog(page).get_by_role("alert")
-    expect(alert).to_contain_text("This contradicts what there is.")
+    expect(alert).to_contain_text("This conflicts with what is already there.")
     expect(alert).to_contain_text("req_")
 
     def broken(route: Route) -> None:
@@ -568,7 +568,7 @@ def test_what_goes_wrong_is_told_with_the_id_that_finds_it(house: House, window:
     page.route("**/api/admin/providers*", broken)
     page.goto("/admin/models")
     alert = page.get_by_role("alert")
-    expect(alert).to_contain_text("The database does not answer at the moment")
+    expect(alert).to_contain_text("The database is not responding at the moment")
     expect(alert).to_contain_text("req_of_the_test")
     page.unroute("**/api/admin/providers*")
     alert.get_by_role("button", name="Try again").click()

@@ -85,12 +85,12 @@ def test_a_request_is_withdrawn(house: House, window: Open) -> None:
     ask = page.get_by_role("button", name="Ask for more")
     ask.click()
     page.get_by_role("button", name="Send request").click()
-    expect(page.get_by_text("Enter an amount of more than 0.")).to_be_visible()
+    expect(page.get_by_text("Enter an amount above 0.")).to_be_visible()
     page.keyboard.press("Escape")
     expect(ask).to_be_focused()
     ask.click()
     page.get_by_label("How much more").fill("1.5k")
-    page.get_by_label("Until").select_option("day")
+    page.get_by_label("Valid until").select_option("day")
     page.get_by_label("Reason").fill("Tests")
     page.get_by_role("button", name="Send request").click()
     expect(page.get_by_text("You asked for +1,500 tokens")).to_be_visible()
@@ -130,18 +130,18 @@ def test_a_key_is_created_used_as_pasted_tightened_rotated_and_revoked(
     person.given(model, usd="9.00", name="Thesis")
     here = person.enter(window(), "/keys")
     page = here.page
-    page.get_by_role("button", name="Create a key").click()
+    page.get_by_role("button", name="Create key").click()
     page.get_by_label("Name", exact=True).fill("Notebook")
     page.get_by_label("Token budget").fill("50k")
-    page.get_by_role("button", name="Add a limit").click()
-    page.get_by_label("In each").select_option("day")
+    page.get_by_role("button", name="Add limit").click()
+    page.get_by_label("Window").select_option("day")
     page.get_by_label("Amount").fill("2.50")
     assert here.violations() == []
-    page.get_by_role("dialog").get_by_role("button", name="Create a key").click()
+    page.get_by_role("dialog").get_by_role("button", name="Create key").click()
     secret = page.get_by_test_id("secret").inner_text()
     assert secret.startswith("sg_")
 
-    snippet = page.get_by_label("A call to paste")
+    snippet = page.get_by_label("Example call")
     expect(snippet).to_contain_text(secret)
     answer = subprocess.run(["sh", "-c", snippet.inner_text()], capture_output=True, text=True)
     assert '"choices"' in answer.stdout, answer
@@ -153,7 +153,7 @@ def test_a_key_is_created_used_as_pasted_tightened_rotated_and_revoked(
         )
         assert ran.returncode == 0, ran.stderr
         assert ran.stdout.strip()
-    page.get_by_role("button", name="I have kept it").click()
+    page.get_by_role("button", name="I have saved it").click()
 
     shown = page.get_by_role("article", name="Notebook")
     expect(shown).to_contain_text("USD per day")
@@ -168,7 +168,7 @@ def test_a_key_is_created_used_as_pasted_tightened_rotated_and_revoked(
     page.get_by_label("Amount").fill("3")
     page.get_by_role("button", name="Save").click()
     expect(page.get_by_role("dialog").get_by_role("alert").first).to_contain_text(
-        "You may not do this."
+        "You are not allowed to do this."
     )
     page.get_by_label("Amount").fill("1")
     page.get_by_role("button", name="Save").click()
@@ -178,7 +178,7 @@ def test_a_key_is_created_used_as_pasted_tightened_rotated_and_revoked(
     page.get_by_role("dialog").get_by_role("button", name="Rotate").click()
     fresh = page.get_by_test_id("secret").inner_text()
     assert fresh != secret
-    page.get_by_role("button", name="I have kept it").click()
+    page.get_by_role("button", name="I have saved it").click()
 
     shown.get_by_role("button", name="Revoke").click()
     page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
@@ -237,11 +237,11 @@ def test_usage_adds_up_and_opens_the_calls_behind_it(house: House, window: Open)
     with page.expect_download() as download:
         page.get_by_role("link", name="CSV").click()
     assert "cost_usd" in download.value.path().read_text()
-    page.get_by_role("link", name=f"Calls of {read}").click()
+    page.get_by_role("link", name=f"Calls: {read}").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Calls")
     expect(page.get_by_role("button", name="Details of the call")).to_have_count(1)
     page.goto("/usage?by=endpoint")
-    page.get_by_role("link", name="Calls of ocr").click()
+    page.get_by_role("link", name="Calls: ocr").click()
     expect(page.get_by_role("button", name="Details of the call")).to_have_count(1)
 
 
@@ -251,10 +251,10 @@ def test_a_running_session_shows_its_cost_and_is_stopped(house: House, window: O
     model = house.model(rates | {"input_audio_token": "0"}, "gpt-realtime", endpoints=["realtime"])
     tenant = person.given(model, usd="9.00", name="Voice")
     here = person.enter(window(), "/sessions")
-    expect(here.page.get_by_text("No session is running")).to_be_visible()
+    expect(here.page.get_by_text("No live sessions")).to_be_visible()
     with conversation(tenant) as socket:
         expect(here.page.get_by_role("table")).to_contain_text(model, timeout=LIVE_MS)
         here.page.get_by_role("button", name="Stop").click()
         here.page.get_by_role("dialog").get_by_role("button", name="Stop").click()
         assert socket.end() == (1008, "killed")
-    expect(here.page.get_by_text("No session is running")).to_be_visible(timeout=LIVE_MS)
+    expect(here.page.get_by_text("No live sessions")).to_be_visible(timeout=LIVE_MS)

@@ -75,9 +75,37 @@ def test_a_password_is_changed_and_other_sessions_end(house: House, window: Open
     here.page.get_by_label("New password", exact=True).fill("a longer secret of mine")
     here.page.get_by_label("New password, again").fill("a longer secret of mine")
     here.page.get_by_role("button", name="Change password").click()
-    expect(here.page.get_by_text("Your password is changed")).to_be_visible()
+    expect(here.page.get_by_text("Password changed")).to_be_visible()
     other.page.reload()
     expect(other.page.get_by_role("heading", level=1)).to_have_text("Sign in")
+
+
+def test_a_bootstrap_password_opens_nothing_but_its_change(house: House, window: Open) -> None:
+    person, here = Person(house), window()
+    house.api("PATCH", f"/admin/members/{person.id}", {"must_change_password": True})
+    asked = "fetch('/api/me/allocations').then((answer) => answer.status)"
+    page, heading = here.page, here.page.get_by_role("heading", level=1)
+    page.goto("/keys")
+    here.sign_in(person.email, PASSWORD)
+    expect(heading).to_have_text("Choose a new password")
+    page.goto("/allocations")
+    expect(heading).to_have_text("Choose a new password")
+    expect(page.get_by_role("link")).to_have_count(0)
+    assert page.evaluate(asked) == 403
+    page.get_by_label("Current password").fill(PASSWORD)
+    for label in ("New password", "New password, again"):
+        page.get_by_label(label, exact=True).fill(PASSWORD)
+    page.get_by_role("button", name="Change password").click()
+    expect(page.get_by_text("This password cannot be used.")).to_be_visible()
+    for label in ("New password", "New password, again"):
+        page.get_by_label(label, exact=True).fill("a longer secret of mine")
+    page.get_by_role("button", name="Change password").click()
+    expect(heading).to_have_text("Allocations")
+    assert page.evaluate(asked) == 200
+    again = window()
+    again.page.goto("/keys")
+    again.sign_in(person.email, "a longer secret of mine")
+    expect(again.page.get_by_role("heading", level=1)).to_have_text("Keys")
 
 
 def test_another_browser_is_signed_out_from_the_account_page(house: House, window: Open) -> None:

@@ -43,6 +43,8 @@ test('counts have separators, and shares are cut, not rounded', () => {
   expect(formatCount(9999706, 'en-US')).toBe('9,999,706')
   expect(formatCount('0.5', 'en-US')).toBe('0.5')
   expect(formatPercent(0.999, 'en-US')).toBe('99%')
+  expect(formatPercent(0.0002, 'en-US')).toBe('< 1%')
+  expect(formatPercent(0, 'en-US')).toBe('0%')
 })
 
 test('sums are exact', () => {

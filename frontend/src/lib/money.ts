@@ -56,9 +56,14 @@ export function formatCompact(count: number, locale: string): string {
   return format(locale, { notation: 'compact', maximumFractionDigits: 1 }).format(count)
 }
 
+/** Whole percents, never more than there are; what is there is never 0 %. */
 export function formatPercent(share: number, locale: string): string {
-  return format(locale, { style: 'percent', maximumFractionDigits: 0, roundingMode: 'trunc' } as
-    Intl.NumberFormatOptions).format(share)
+  const { format: shown } = format(locale, {
+    style: 'percent',
+    maximumFractionDigits: 0,
+    roundingMode: 'trunc',
+  } as Intl.NumberFormatOptions)
+  return share > 0 && share < 0.01 ? `< ${shown(0.01)}` : shown(share)
 }
 
 /** Reads what somebody typed as USD; null if it is not. `12`, `12.50`, `$1,200` are. */

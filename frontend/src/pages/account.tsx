@@ -104,6 +104,7 @@ function SignIns() {
               {
                 name: 'end',
                 head: '',
+                actions: true,
                 end: true,
                 cell: (row) =>
                   row.current ? null : (

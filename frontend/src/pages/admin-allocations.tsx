@@ -17,7 +17,7 @@ import { useRefresh } from '@/api/queries'
 import { useWords } from '@/i18n'
 import { useSession } from '@/shell/gate'
 import { useAddress } from '@/ui/address'
-import { Button, IconButton, TextLink } from '@/ui/button'
+import { Button, DownloadLink, IconButton, TextLink } from '@/ui/button'
 import { Confirm } from '@/ui/dialog'
 import { SelectField, TextArea } from '@/ui/field'
 import { useAmount } from '@/ui/format'
@@ -176,6 +176,7 @@ function Rows({
       ? [
           {
             name: 'choose',
+            mark: true,
             head: (
               <input
                 type="checkbox"
@@ -194,7 +195,6 @@ function Rows({
                 onChange={(event) => choose([row], event.target.checked)}
               />
             ),
-            title: true,
           },
         ]
       : []),
@@ -243,6 +243,7 @@ function Rows({
     {
       name: 'actions',
       head: '',
+      actions: true,
       end: true,
       wide: true,
       cell: (row) => <Actions row={row} admin={admin} open={setOpened} />,
@@ -413,13 +414,11 @@ function Filters({ known }: { known: Known }) {
 function Export({ asked: { sort: _, ...asked } }: { asked: AllocationsAsked }) {
   const { t } = useWords()
   return (
-    <a
+    <DownloadLink
       href={`/api/admin/allocations.csv?${new URLSearchParams(asked as Record<string, string>)}`}
-      download
-      className="inline-flex min-h-9 items-center gap-1.5 rounded-lg border border-line bg-card px-3 py-1.5 font-medium no-underline hover:border-edge"
     >
       {t('adminAllocations.export')}
-    </a>
+    </DownloadLink>
   )
 }
 
@@ -529,7 +528,7 @@ function Actions({
       </Button>
       <Menu
         trigger={
-          <IconButton ref={trigger} icon="down" label={t('adminAllocations.actions', { name: row.name })} />
+          <IconButton ref={trigger} icon="dots" label={t('adminAllocations.actions', { name: row.name })} />
         }
       >
         <MenuItem icon="edit" onSelect={from({ what: 'edit', row })}>
@@ -592,6 +591,7 @@ function StatusDialog({
       open
       onClose={onClose}
       title={t(`adminAllocations.toTitle.${status}`, { name: row.name })}
+      look={status === 'active' ? 'main' : 'destroy'}
       action={t(`adminAllocations.to.${status}`)}
       onConfirm={() => set.mutateAsync()}
     >

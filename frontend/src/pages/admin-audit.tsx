@@ -4,14 +4,14 @@ import { useTranslation } from 'react-i18next'
 
 import { type AuditEvent, auditQuery, membersQuery } from '@/api/admin-setup'
 import { useWords } from '@/i18n'
-import { Button } from '@/ui/button'
-import { SelectField, TextField } from '@/ui/field'
+import { Button, DownloadLink } from '@/ui/button'
+import { TextField } from '@/ui/field'
+import { Choice, Filters, More } from '@/ui/filters'
 import { When } from '@/ui/format'
-import { Icon } from '@/ui/icons'
 import { Answered, Card, Empty, Page } from '@/ui/page'
 import { DataTable } from '@/ui/table'
 
-import { Filters, useAsked } from './setup-parts'
+import { useAsked } from './setup-parts'
 
 /** What events are about, by the names that they bear in the audit. */
 const OBJECTS = [
@@ -55,42 +55,23 @@ export default function AdminAudit() {
       title={t('nav.adminAudit')}
       about={t('adminAudit.about')}
       actions={
-        <a
-          href={`/api/admin/audit.csv${query && `?${query}`}`}
-          download
-          className="inline-flex min-h-9 items-center gap-1.5 rounded-lg border border-line bg-card px-3 py-1.5 text-sm leading-tight font-medium no-underline hover:border-edge"
-        >
-          <Icon name="download" />
-          {t('adminAudit.csv')}
-        </a>
+        <DownloadLink href={`/api/admin/audit.csv${query && `?${query}`}`}>{t('adminAudit.csv')}</DownloadLink>
       }
     >
       <Card flush>
-        <Filters>
-          <SelectField
+        <Filters framed>
+          <Choice
             label={t('adminAudit.object')}
-            value={asked.object ?? ''}
-            onChange={(event) => ask({ object: event.target.value })}
-          >
-            <option value="">{t('common.all')}</option>
-            {OBJECTS.map((one) => (
-              <option key={one} value={one}>
-                {t(`adminAudit.objects.${one}`)}
-              </option>
-            ))}
-          </SelectField>
-          <SelectField
+            value={asked.object}
+            onChange={(value) => ask({ object: value })}
+            options={OBJECTS.map((one) => [one, t(`adminAudit.objects.${one}`)] as const)}
+          />
+          <Choice
             label={t('adminAudit.actor')}
-            value={asked.actor_id ?? ''}
-            onChange={(event) => ask({ actor_id: event.target.value })}
-          >
-            <option value="">{t('common.all')}</option>
-            {(members.data ?? []).map((one) => (
-              <option key={one.id} value={one.id}>
-                {one.email}
-              </option>
-            ))}
-          </SelectField>
+            value={asked.actor_id}
+            onChange={(value) => ask({ actor_id: value })}
+            options={(members.data ?? []).map((one) => [one.id, one.email] as const)}
+          />
           <TextField
             label={t('adminSetup.from')}
             type="date"
@@ -104,7 +85,7 @@ export default function AdminAudit() {
             onChange={(event) => ask({ to: event.target.value })}
           />
           {(filters.event || filters.object_id) && (
-            <p className="flex flex-wrap items-center gap-2 sm:col-span-2 lg:col-span-4">
+            <p className="flex flex-wrap items-center gap-2 col-span-full">
               {filters.event && (
                 <Chosen label={t('adminAudit.event')} value={filters.event} onEnd={() => ask({ event: '' })} />
               )}
@@ -123,13 +104,7 @@ export default function AdminAudit() {
             return (
               <>
                 <Events rows={rows} onEvent={(event) => ask({ event })} onObject={(object_id) => ask({ object_id })} />
-                {events.hasNextPage && (
-                  <div className="p-4 text-center">
-                    <Button busy={events.isFetchingNextPage} onClick={() => void events.fetchNextPage()}>
-                      {t('common.more')}
-                    </Button>
-                  </div>
-                )}
+                <More of={events} />
               </>
             )
           }}

@@ -24,6 +24,85 @@ import { Problem } from '@/ui/page'
 import { DataTable } from '@/ui/table'
 import { toast } from '@/ui/toast'
 
+// Trying before doing
+
+/** Sends it twice: once to see what would become of each row, and once to do it. */
+function useTrial(send: (dryRun: boolean) => Promise<BulkResult>, onDone: (rows: number) => void) {
+  const refresh = useRefresh()
+  const check = useMutation({ mutationFn: () => send(true) })
+  const run = useMutation({
+    mutationFn: () => send(false),
+    onSuccess: async (done) => {
+      await refresh(SPEND)
+      onDone(done.rows.length)
+    },
+  })
+  return {
+    check,
+    run,
+    error: run.error ?? check.error,
+    fine: check.data?.rows.every((row) => row.ok) ?? false,
+    /** What was tried is not what is asked for any more. */
+    forget: () => {
+      check.reset()
+      run.reset()
+    },
+  }
+}
+
+/** A form that is tried until all of its rows are fine; then it can be done. */
+function TrialForm({
+  trial: { check, run, error, fine },
+  tryIt,
+  apply,
+  look = 'main',
+  onClose,
+  children,
+  ...rows
+}: {
+  trial: ReturnType<typeof useTrial>
+  tryIt: () => void
+  apply: string
+  look?: 'main' | 'destroy'
+  onClose: () => void
+  children: ReactNode
+  nameOf: (row: Row) => string | undefined
+  sheet?: boolean
+}) {
+  const { t } = useWords()
+  return (
+    <form
+      noValidate
+      className="flex flex-col gap-4"
+      onSubmit={(event) => {
+        event.preventDefault()
+        if (fine) run.mutate()
+        else tryIt()
+      }}
+    >
+      {error && <Problem error={error} />}
+      {children}
+      {check.data && <Tried result={check.data} {...rows} />}
+      <DialogActions>
+        <Button onClick={onClose}>{t('common.cancel')}</Button>
+        <Button
+          type={fine ? 'button' : 'submit'}
+          look={fine ? 'plain' : 'main'}
+          busy={check.isPending}
+          onClick={fine ? tryIt : undefined}
+        >
+          {t('adminAllocations.bulk.check')}
+        </Button>
+        {fine && (
+          <Button type="submit" look={look} busy={run.isPending}>
+            {apply}
+          </Button>
+        )}
+      </DialogActions>
+    </form>
+  )
+}
+
 // Changing many alike
 
 const STATUSES = ['active', 'paused', 'quarantined', 'revoked'] as const
@@ -45,7 +124,6 @@ export function BulkDialog({
   onDone: () => void
 }) {
   const { t } = useWords()
-  const refresh = useRefresh()
   const pools = useQuery(poolsQuery)
   const [given, setGiven] = useState<Change>({
     usd: null,
@@ -78,28 +156,20 @@ export function BulkDialog({
         },
       }),
     )
-  const check = useMutation({ mutationFn: () => send(true) })
-  const run = useMutation({
-    mutationFn: () => send(false),
-    onSuccess: async (done) => {
-      await refresh(SPEND)
-      toast(t('adminAllocations.bulk.done', { count: done.rows.length }))
-      onDone()
-    },
+  const trial = useTrial(send, (count) => {
+    toast(t('adminAllocations.bulk.done', { count }))
+    onDone()
   })
   const set = (some: Partial<Change>) => {
-    // What was tried is not what is asked for any more.
-    check.reset()
-    run.reset()
+    trial.forget()
     setGiven((before) => ({ ...before, ...some }))
   }
   const names = new Map(rows.map((row) => [row.id, row.name]))
   const tryIt = () => {
     setTried(true)
-    if (!nothing && wrong.length === 0 && reason.trim()) check.mutate()
+    if (!nothing && wrong.length === 0 && reason.trim()) trial.check.mutate()
   }
-  const fine = check.data?.rows.every((row) => row.ok) ?? false
-  const blocks = check.data?.rows.some(
+  const blocks = trial.check.data?.rows.some(
     ({ state_before: before, state_after: after }) =>
       before !== after && (after === 'exhausted' || after === 'paused'),
   )
@@ -111,16 +181,14 @@ export function BulkDialog({
       title={t('adminAllocations.bulk.title', { count: rows.length })}
       about={t('adminAllocations.bulk.about')}
     >
-      <form
-        noValidate
-        className="flex flex-col gap-4"
-        onSubmit={(event) => {
-          event.preventDefault()
-          if (fine) run.mutate()
-          else tryIt()
-        }}
+      <TrialForm
+        trial={trial}
+        tryIt={tryIt}
+        apply={t('adminAllocations.bulk.apply', { count: rows.length })}
+        look={blocks ? 'destroy' : 'main'}
+        onClose={onClose}
+        nameOf={(row) => names.get(row.id ?? '')}
       >
-        {(run.error ?? check.error) && <Problem error={run.error ?? check.error} />}
         <fieldset className="flex flex-col gap-2">
           <legend className="mb-1 font-medium">{t('adminAllocations.bulk.change')}</legend>
           {(['usd', 'tokens'] as const).map((meter) => (
@@ -194,24 +262,7 @@ export function BulkDialog({
           error={tried && !reason.trim() ? t('adminAllocations.caps.reasonMissing') : undefined}
           onChange={(event) => setReason(event.target.value)}
         />
-        {check.data && <Tried result={check.data} nameOf={(row) => names.get(row.id ?? '')} />}
-        <DialogActions>
-          <Button onClick={onClose}>{t('common.cancel')}</Button>
-          <Button
-            type={fine ? 'button' : 'submit'}
-            look={fine ? 'plain' : 'main'}
-            busy={check.isPending}
-            onClick={fine ? tryIt : undefined}
-          >
-            {t('adminAllocations.bulk.check')}
-          </Button>
-          {fine && (
-            <Button type="submit" look={blocks ? 'danger' : 'main'} busy={run.isPending}>
-              {t('adminAllocations.bulk.apply', { count: rows.length })}
-            </Button>
-          )}
-        </DialogActions>
-      </form>
+      </TrialForm>
     </Dialog>
   )
 }
@@ -243,7 +294,6 @@ ada@example.org,Course,gpt-4o-mini gpt-4o,10,500000,Lab`
 
 export function ImportDialog({ onClose }: { onClose: () => void }) {
   const { t } = useWords()
-  const refresh = useRefresh()
   const [csv, setCsv] = useState('')
   const [reason, setReason] = useState('')
   const [tried, setTried] = useState(false)
@@ -253,24 +303,17 @@ export function ImportDialog({ onClose }: { onClose: () => void }) {
         body: { csv, dry_run, reason: reason.trim() || null },
       }),
     )
-  const check = useMutation({ mutationFn: () => send(true) })
-  const run = useMutation({
-    mutationFn: () => send(false),
-    onSuccess: async (done) => {
-      await refresh(SPEND)
-      toast(t('adminAllocations.import.done', { count: done.rows.length }))
-      onClose()
-    },
+  const trial = useTrial(send, (count) => {
+    toast(t('adminAllocations.import.done', { count }))
+    onClose()
   })
   const take = (text: string) => {
-    check.reset()
-    run.reset()
+    trial.forget()
     setCsv(text)
   }
-  const fine = check.data?.rows.every((row) => row.ok) ?? false
   const tryIt = () => {
     setTried(true)
-    if (csv.trim()) check.mutate()
+    if (csv.trim()) trial.check.mutate()
   }
   return (
     <Dialog
@@ -280,16 +323,14 @@ export function ImportDialog({ onClose }: { onClose: () => void }) {
       title={t('adminAllocations.import.title')}
       about={t('adminAllocations.import.about')}
     >
-      <form
-        noValidate
-        className="flex flex-col gap-4"
-        onSubmit={(event) => {
-          event.preventDefault()
-          if (fine) run.mutate()
-          else tryIt()
-        }}
+      <TrialForm
+        trial={trial}
+        tryIt={tryIt}
+        apply={t('adminAllocations.import.apply', { count: trial.check.data?.rows.length ?? 0 })}
+        onClose={onClose}
+        nameOf={(row) => row.name ?? undefined}
+        sheet
       >
-        {(run.error ?? check.error) && <Problem error={run.error ?? check.error} />}
         <TextField
           label={t('adminAllocations.import.file')}
           type="file"
@@ -315,24 +356,7 @@ export function ImportDialog({ onClose }: { onClose: () => void }) {
           value={reason}
           onChange={(event) => setReason(event.target.value)}
         />
-        {check.data && <Tried result={check.data} nameOf={(row) => row.name ?? undefined} sheet />}
-        <DialogActions>
-          <Button onClick={onClose}>{t('common.cancel')}</Button>
-          <Button
-            type={fine ? 'button' : 'submit'}
-            look={fine ? 'plain' : 'main'}
-            busy={check.isPending}
-            onClick={fine ? tryIt : undefined}
-          >
-            {t('adminAllocations.bulk.check')}
-          </Button>
-          {fine && (
-            <Button type="submit" look="main" busy={run.isPending}>
-              {t('adminAllocations.import.apply', { count: check.data?.rows.length ?? 0 })}
-            </Button>
-          )}
-        </DialogActions>
-      </form>
+      </TrialForm>
     </Dialog>
   )
 }

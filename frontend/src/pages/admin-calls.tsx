@@ -13,8 +13,8 @@ import type { Outcome } from '@/api/queries'
 import { useWords } from '@/i18n'
 import { isoDate } from '@/lib/time'
 import { useAddress } from '@/ui/address'
-import { Button, TextLink } from '@/ui/button'
-import { SelectField } from '@/ui/field'
+import { TextLink } from '@/ui/button'
+import { Choice, Filters, More } from '@/ui/filters'
 import { Count, Money, When } from '@/ui/format'
 import { ALL_OUTCOMES, OutcomeBadge, Shortfall } from '@/ui/outcome'
 import { Answered, Card, Empty, Page } from '@/ui/page'
@@ -44,8 +44,7 @@ export default function AdminCalls() {
   const members = useQuery(membersQuery)
   const allocations = useQuery(allocationsQuery)
   const models = useQuery(modelSlugsQuery)
-  const set = (name: string) => (event: { target: { value: string } }) =>
-    change({ [name]: event.target.value })
+  const set = (name: string) => (value: string) => change({ [name]: value })
   const setOutcome = (value: string) =>
     change(
       value === 'refused'
@@ -55,64 +54,41 @@ export default function AdminCalls() {
   const rows = { ...calls, data: calls.data?.pages.flatMap((page) => page.items) }
   return (
     <Page title={t('nav.adminCalls')} about={t('adminOverview.calls.about')}>
-      <form
-        role="search"
-        aria-label={t('adminOverview.calls.filter')}
-        onSubmit={(event) => event.preventDefault()}
-        className="grid grid-cols-2 items-end gap-3 lg:grid-cols-5"
-      >
-        <SelectField label={t('adminOverview.calls.when')} value={when ?? ''} onChange={set('when')}>
-          <option value="">{t('common.all')}</option>
-          {WHENS.map((one) => (
-            <option key={one} value={one}>
-              {t(`adminOverview.calls.whens.${one}`)}
-            </option>
-          ))}
-        </SelectField>
-        <SelectField
+      <Filters label={t('adminOverview.calls.filter')}>
+        <Choice
+          label={t('adminOverview.calls.when')}
+          value={when}
+          onChange={set('when')}
+          options={WHENS.map((one) => [one, t(`adminOverview.calls.whens.${one}`)] as const)}
+        />
+        <Choice
           label={t('adminOverview.calls.outcome')}
-          value={refused ? 'refused' : (outcome ?? '')}
-          onChange={(event) => setOutcome(event.target.value)}
-        >
-          <option value="">{t('common.all')}</option>
-          <option value="refused">{t('adminOverview.calls.refusals')}</option>
-          {ALL_OUTCOMES.map((one) => (
-            <option key={one} value={one}>
-              {t(`outcomes.${one}`)}
-            </option>
-          ))}
-        </SelectField>
-        <SelectField label={t('adminOverview.model')} value={model ?? ''} onChange={set('model')}>
-          <option value="">{t('common.all')}</option>
-          {[...new Set([...(models.data ?? []), ...(model ? [model] : [])])].map((one) => (
-            <option key={one}>{one}</option>
-          ))}
-        </SelectField>
-        <SelectField
+          value={refused ? 'refused' : outcome}
+          onChange={setOutcome}
+          options={[
+            ['refused', t('adminOverview.calls.refusals')],
+            ...ALL_OUTCOMES.map((one) => [one, t(`outcomes.${one}`)] as const),
+          ]}
+        />
+        <Choice
+          label={t('adminOverview.model')}
+          value={model}
+          onChange={set('model')}
+          options={[...new Set([...(models.data ?? []), ...(model ? [model] : [])])].map((one) => [one, one] as const)}
+        />
+        <Choice
           label={t('adminAllocations.allocation')}
-          value={allocation_id ?? ''}
+          value={allocation_id}
           onChange={set('allocation_id')}
-        >
-          <option value="">{t('common.all')}</option>
-          {allocations.data?.map((one) => (
-            <option key={one.id} value={one.id}>
-              {one.name}
-            </option>
-          ))}
-        </SelectField>
-        <SelectField
+          options={allocations.data?.map((one) => [one.id, one.name] as const) ?? []}
+        />
+        <Choice
           label={t('adminAllocations.member')}
-          value={member_id ?? ''}
+          value={member_id}
           onChange={set('member_id')}
-        >
-          <option value="">{t('common.all')}</option>
-          {members.data?.map((one) => (
-            <option key={one.id} value={one.id}>
-              {one.display_name}
-            </option>
-          ))}
-        </SelectField>
-      </form>
+          options={members.data?.map((one) => [one.id, one.display_name] as const) ?? []}
+        />
+      </Filters>
       <Card flush>
         <Answered of={rows}>
           {(found) =>
@@ -178,13 +154,7 @@ export default function AdminCalls() {
             )
           }
         </Answered>
-        {calls.hasNextPage && (
-          <div className="flex justify-center border-t border-line p-3">
-            <Button busy={calls.isFetchingNextPage} onClick={() => void calls.fetchNextPage()}>
-              {t('common.more')}
-            </Button>
-          </div>
-        )}
+        <More of={calls} />
       </Card>
       {refused && rows.data && rows.data.length >= REFUSALS.length && (
         <p className="text-xs text-soft">{t('adminOverview.calls.newest')}</p>

@@ -153,7 +153,7 @@ function CapsForm({ row, onClose }: { row: AllocationRow; onClose: () => void })
         <Button onClick={onClose}>{t('common.cancel')}</Button>
         <Button
           type="submit"
-          look={blocks ? 'danger' : 'main'}
+          look={blocks ? 'destroy' : 'main'}
           busy={save.isPending}
           disabled={caps === null}
         >

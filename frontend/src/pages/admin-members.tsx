@@ -7,6 +7,7 @@ import { useWords } from '@/i18n'
 import { Button, TextLink } from '@/ui/button'
 import { Dialog } from '@/ui/dialog'
 import { SelectField } from '@/ui/field'
+import { Filters } from '@/ui/filters'
 import { When } from '@/ui/format'
 import { ToneBadge } from '@/ui/meter'
 import { Answered, Card, Empty, Page } from '@/ui/page'
@@ -16,7 +17,7 @@ import { DataTable } from '@/ui/table'
 import { Invitations, Invite } from './invitations'
 import { MemberForm } from './member-form'
 import { OneMember, StatusBadge } from './one-member'
-import { Filters, useAsked, useMayWrite } from './setup-parts'
+import { useAsked, useMayWrite } from './setup-parts'
 
 export default function AdminMembers() {
   const { asked } = useAsked('/admin/members')
@@ -62,7 +63,7 @@ function AllMembers() {
             const rows = pages.flatMap((page) => page.items)
             return (
               <>
-                <Filters>
+                <Filters framed>
                   <SearchField
                     label={t('adminSetup.search')}
                     value={asked.q ?? ''}

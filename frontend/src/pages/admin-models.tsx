@@ -6,7 +6,8 @@ import { type Model, type Provider, modelsQuery, pricesQuery, providersQuery } f
 import { useWords } from '@/i18n'
 import { Button, LinkButton, TextLink } from '@/ui/button'
 import { Dialog } from '@/ui/dialog'
-import { SelectField, TextField } from '@/ui/field'
+import { TextField } from '@/ui/field'
+import { Choice, Filters } from '@/ui/filters'
 import { Count } from '@/ui/format'
 import { ToneBadge } from '@/ui/meter'
 import { Answered, Card, Empty, Page } from '@/ui/page'
@@ -14,7 +15,7 @@ import { DataTable } from '@/ui/table'
 
 import { ModelForm, ProviderForm } from './model-forms'
 import { ProviderTest, testProvider } from './provider-test'
-import { Filters, Slug, useAsked, useMayWrite } from './setup-parts'
+import { Slug, useAsked, useMayWrite } from './setup-parts'
 
 export default function AdminModels() {
   const { t } = useWords()
@@ -118,6 +119,7 @@ function ProviderTable({
         {
           name: 'actions',
           head: '',
+          actions: true,
           end: true,
           cell: (row) =>
             writes && (
@@ -187,25 +189,19 @@ function Models({ providers }: { providers: Provider[] }) {
           }
           return (
             <>
-              <Filters>
+              <Filters framed>
                 <TextField
                   type="search"
                   label={t('adminSetup.search')}
                   value={asked.model ?? ''}
                   onChange={(event) => ask({ model: event.target.value })}
                 />
-                <SelectField
+                <Choice
                   label={t('adminModels.provider')}
-                  value={asked.provider ?? ''}
-                  onChange={(event) => ask({ provider: event.target.value })}
-                >
-                  <option value="">{t('common.all')}</option>
-                  {providers.map((one) => (
-                    <option key={one.id} value={one.id}>
-                      {one.name}
-                    </option>
-                  ))}
-                </SelectField>
+                  value={asked.provider}
+                  onChange={(value) => ask({ provider: value })}
+                  options={providers.map((one) => [one.id, one.name] as const)}
+                />
               </Filters>
               {rows.length === 0 ? (
                 <Empty icon="search" title={t('adminSetup.nothingFound')} />
@@ -316,6 +312,7 @@ function ModelTable({
         {
           name: 'actions',
           head: '',
+          actions: true,
           end: true,
           cell: (row) =>
             writes && (

@@ -216,7 +216,7 @@ function Tight({ now }: { now: Overview }) {
                 </span>
                 <StateBadge state={one.state} />
               </div>
-              <div className="grid gap-x-6 gap-y-2 sm:grid-cols-2">
+              <div className="flex gap-x-6 gap-y-2 max-sm:flex-col [&>*]:flex-1">
                 {one.effective_cost_usd_per_month !== null && (
                   <Meter small label={t('meters.usd')} name={`${one.name}: ${t('meters.usd')}`} meter="usd" amount={one.effective_cost_usd_per_month} used={one.cost_used_this_month} held={one.cost_held} />
                 )}
@@ -394,6 +394,7 @@ function Unpriced({ now }: { now: Overview }) {
             {
               name: 'price',
               head: '',
+              actions: true,
               end: true,
               cell: (row) => (
                 <LinkButton icon="tag" to="/admin/prices" search={{ model: row.model }}>

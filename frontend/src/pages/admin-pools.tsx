@@ -192,7 +192,7 @@ function Pool({ pool, admin, edit, addIn }: { pool: PoolRow } & Can) {
         )}
         {pool.resets_at && (
           <span className="ml-auto text-xs text-soft">
-            {t('allocations.resets')}: <When at={pool.resets_at} />
+            {t('allocations.resets')} <When at={pool.resets_at} />
           </span>
         )}
       </footer>
@@ -222,7 +222,7 @@ function Resets({ limit }: { limit: PoolLimit }) {
   if (!limit.resets_at) return null
   return (
     <p className="text-xs text-soft">
-      {t('allocations.resets')}: <When at={limit.resets_at} />
+      {t('allocations.resets')} <When at={limit.resets_at} />
     </p>
   )
 }

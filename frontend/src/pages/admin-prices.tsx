@@ -13,6 +13,7 @@ import {
 import { useWords } from '@/i18n'
 import { LinkButton } from '@/ui/button'
 import { TextField } from '@/ui/field'
+import { Filters } from '@/ui/filters'
 import { Count, When } from '@/ui/format'
 import { ToneBadge } from '@/ui/meter'
 import { Answered, Card, Empty, Page, Problem } from '@/ui/page'
@@ -20,7 +21,7 @@ import { type Column, DataTable } from '@/ui/table'
 
 import { ModelPrices } from './model-prices'
 import { Rates } from './rates'
-import { Filters, useAsked, useMayWrite } from './setup-parts'
+import { useAsked, useMayWrite } from './setup-parts'
 
 export default function AdminPrices() {
   const { asked } = useAsked('/admin/prices')
@@ -79,7 +80,7 @@ function AllPrices() {
                       </Empty>
                     ) : (
                       <>
-                        <Filters>
+                        <Filters framed>
                           <TextField
                             type="search"
                             label={t('adminSetup.search')}
@@ -180,6 +181,7 @@ function Wanting({ rows }: { rows: Row[] }) {
           {
             name: 'open',
             head: '',
+            actions: true,
             end: true,
             cell: (row) => (
               <LinkButton
@@ -223,6 +225,7 @@ function Priced({ rows }: { rows: Row[] }) {
         {
           name: 'open',
           head: '',
+          actions: true,
           end: true,
           cell: (row) => (
             <LinkButton to="/admin/prices" search={{ model: row.model.slug }}>

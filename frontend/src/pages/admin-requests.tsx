@@ -21,6 +21,7 @@ import { useSession } from '@/shell/gate'
 import { Button, TextLink } from '@/ui/button'
 import { Dialog, DialogActions } from '@/ui/dialog'
 import { SelectField, TextArea, TextField } from '@/ui/field'
+import { More } from '@/ui/filters'
 import { When, useAmount } from '@/ui/format'
 import { Meter, StateBadge, type Tone, ToneBadge } from '@/ui/meter'
 import { Answered, Card, Empty, Page, Problem } from '@/ui/page'
@@ -114,7 +115,7 @@ function Open({
         <p className="text-right">
           <strong className="text-lg font-semibold tabular-nums">{more}</strong>
           <span className="block text-xs text-soft">
-            {t('ask.until')}: {until(request.expires)}
+            {t('ask.until')} {until(request.expires)}
           </span>
         </p>
       </header>
@@ -338,7 +339,7 @@ function DeclineDialog({ request, onClose }: { request: RequestRow; onClose: () 
         />
         <DialogActions>
           <Button onClick={onClose}>{t('common.cancel')}</Button>
-          <Button type="submit" look="danger" busy={decline.isPending}>
+          <Button type="submit" look="destroy" busy={decline.isPending}>
             {t('adminRequests.decline')}
           </Button>
         </DialogActions>
@@ -401,7 +402,7 @@ function History() {
                     <>
                       <span className="tabular-nums">+{shown(row.meter, row.amount)}</span>
                       <span className="block text-xs text-soft">
-                        {t('ask.until')}: {until(row.expires)}
+                        {t('ask.until')} {until(row.expires)}
                       </span>
                     </>
                   ),
@@ -443,13 +444,7 @@ function History() {
           )
         }
       </Answered>
-      {pages.hasNextPage && (
-        <div className="flex justify-center border-t border-line p-3">
-          <Button busy={pages.isFetchingNextPage} onClick={() => void pages.fetchNextPage()}>
-            {t('common.more')}
-          </Button>
-        </div>
-      )}
+      <More of={pages} />
     </Card>
   )
 }

@@ -102,6 +102,7 @@ function Sessions({ rows, asOf }: { rows: RealtimeSession[]; asOf: number }) {
           {
             name: 'kill',
             head: '',
+            actions: true,
             end: true,
             cell: (row) =>
               row.stopping ? (

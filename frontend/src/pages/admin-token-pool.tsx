@@ -20,6 +20,7 @@ import { useAddress } from '@/ui/address'
 import { Button, LinkButton, TextLink } from '@/ui/button'
 import { Confirm } from '@/ui/dialog'
 import { SelectField, TextArea } from '@/ui/field'
+import { More } from '@/ui/filters'
 import { Count, When } from '@/ui/format'
 import { ToneBadge } from '@/ui/meter'
 import { Answered, Card, Empty, Page } from '@/ui/page'
@@ -174,6 +175,7 @@ function Run({ pool, plan, onClose }: { pool: PoolRow; plan: RebalanceRun; onClo
       open
       onClose={onClose}
       title={t('adminTokenPool.runTitle', { name: pool.name })}
+      look="main"
       action={t('adminTokenPool.run')}
       onConfirm={() => run.mutateAsync()}
     >
@@ -317,6 +319,7 @@ function Log({ pool }: { pool: PoolRow }) {
                 {
                   name: 'open',
                   head: '',
+                  actions: true,
                   end: true,
                   cell: (row) => (
                     <Button
@@ -341,13 +344,7 @@ function Log({ pool }: { pool: PoolRow }) {
           )
         }
       </Answered>
-      {pages.hasNextPage && (
-        <div className="flex justify-center border-t border-line p-3">
-          <Button busy={pages.isFetchingNextPage} onClick={() => void pages.fetchNextPage()}>
-            {t('common.more')}
-          </Button>
-        </div>
-      )}
+      <More of={pages} />
     </Card>
   )
 }

@@ -9,7 +9,7 @@ import { useWords } from '@/i18n'
 import { formatCount } from '@/lib/money'
 import { Button } from '@/ui/button'
 import { Dialog, DialogActions } from '@/ui/dialog'
-import { SelectField } from '@/ui/field'
+import { Choice, Filters, More } from '@/ui/filters'
 import { When } from '@/ui/format'
 import type { IconName } from '@/ui/icons'
 import { type Tone, ToneBadge } from '@/ui/meter'
@@ -17,7 +17,7 @@ import { Answered, Card, Empty, Problem } from '@/ui/page'
 import { DataTable } from '@/ui/table'
 import { toast } from '@/ui/toast'
 
-import { Filters, useAsked, useMayWrite } from './setup-parts'
+import { useAsked, useMayWrite } from './setup-parts'
 
 const LOOKS: Record<Delivery['status'], [Tone, IconName]> = {
   pending: ['idle', 'clock'],
@@ -53,31 +53,19 @@ export function Deliveries({ destinations }: { destinations: Destination[] }) {
   const nameOf = (id: string) => destinations.find((one) => one.id === id)?.name ?? id
   return (
     <Card title={t('adminAlerts.deliveries')} flush>
-      <Filters>
-        <SelectField
+      <Filters framed>
+        <Choice
           label={t('adminMembers.status')}
-          value={asked.status ?? ''}
-          onChange={(event) => ask({ status: event.target.value })}
-        >
-          <option value="">{t('common.all')}</option>
-          {STATUSES.map((one) => (
-            <option key={one} value={one}>
-              {t(`adminAlerts.statuses.${one}`)}
-            </option>
-          ))}
-        </SelectField>
-        <SelectField
+          value={asked.status}
+          onChange={(value) => ask({ status: value })}
+          options={STATUSES.map((one) => [one, t(`adminAlerts.statuses.${one}`)] as const)}
+        />
+        <Choice
           label={t('adminAlerts.destination')}
-          value={asked.to ?? ''}
-          onChange={(event) => ask({ to: event.target.value })}
-        >
-          <option value="">{t('common.all')}</option>
-          {destinations.map((one) => (
-            <option key={one.id} value={one.id}>
-              {one.name}
-            </option>
-          ))}
-        </SelectField>
+          value={asked.to}
+          onChange={(value) => ask({ to: value })}
+          options={destinations.map((one) => [one.id, one.name] as const)}
+        />
       </Filters>
       <Answered of={deliveries}>
         {({ pages }) => {
@@ -106,6 +94,7 @@ export function Deliveries({ destinations }: { destinations: Destination[] }) {
                   {
                     name: 'open',
                     head: '',
+                    actions: true,
                     end: true,
                     cell: (row) => (
                       <Button
@@ -118,13 +107,7 @@ export function Deliveries({ destinations }: { destinations: Destination[] }) {
                   },
                 ]}
               />
-              {deliveries.hasNextPage && (
-                <div className="p-4 text-center">
-                  <Button busy={deliveries.isFetchingNextPage} onClick={() => void deliveries.fetchNextPage()}>
-                    {t('common.more')}
-                  </Button>
-                </div>
-              )}
+              <More of={deliveries} />
             </>
           )
         }}

@@ -9,8 +9,7 @@ import { type Schemas, api, ok } from '@/api/client'
 import { useRefresh } from '@/api/queries'
 import { useWords } from '@/i18n'
 import { Button, IconButton } from '@/ui/button'
-import { Snippet } from '@/ui/copy'
-import { Confirm, Dialog, DialogActions } from '@/ui/dialog'
+import { Confirm, Dialog } from '@/ui/dialog'
 import { CheckField, SelectField, TextField } from '@/ui/field'
 import { When } from '@/ui/format'
 import { Menu, MenuItem } from '@/ui/menu'
@@ -19,7 +18,7 @@ import { Card, Empty, Problem } from '@/ui/page'
 import { DataTable } from '@/ui/table'
 import { toast } from '@/ui/toast'
 
-import { Boxes, EditorForm, differing, useEditor, useMayWrite } from './setup-parts'
+import { Boxes, EditorForm, SecretDialog, differing, useEditor, useMayWrite } from './setup-parts'
 
 export function Destinations({ destinations }: { destinations: Destination[] }) {
   const { t } = useWords()
@@ -99,6 +98,7 @@ export function Destinations({ destinations }: { destinations: Destination[] }) 
             {
               name: 'actions',
               head: '',
+              actions: true,
               end: true,
               cell: (row) =>
                 writes && (
@@ -111,7 +111,7 @@ export function Destinations({ destinations }: { destinations: Destination[] }) 
                     >
                       {t('adminAlerts.test')}
                     </Button>
-                    <Menu trigger={<IconButton icon="menu" label={t('adminSetup.moreOf', { name: row.name })} />}>
+                    <Menu trigger={<IconButton icon="dots" label={t('adminSetup.moreOf', { name: row.name })} />}>
                       <MenuItem icon="edit" onSelect={() => setEdited(row)}>
                         {t('adminSetup.edit')}
                       </MenuItem>
@@ -147,15 +147,13 @@ export function Destinations({ destinations }: { destinations: Destination[] }) 
           />
         )}
       </Dialog>
-      <Dialog open={secret !== null} onClose={() => setSecret(null)} title={t('adminAlerts.secretTitle')}>
-        <p className="mb-3">{t('adminAlerts.secretOnce')}</p>
-        {secret && <Snippet code={secret} label={t('adminAlerts.secret')} />}
-        <DialogActions>
-          <Button look="main" onClick={() => setSecret(null)}>
-            {t('adminSetup.done')}
-          </Button>
-        </DialogActions>
-      </Dialog>
+      <SecretDialog
+        title={t('adminAlerts.secretTitle')}
+        hint={t('adminAlerts.secretOnce')}
+        label={t('adminAlerts.secret')}
+        secret={secret}
+        onClose={() => setSecret(null)}
+      />
       <Confirm
         open={rotating !== null}
         onClose={() => setRotating(null)}

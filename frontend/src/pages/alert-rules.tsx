@@ -106,6 +106,7 @@ export function Rules({ destinations }: { destinations: Destination[] }) {
                 {
                   name: 'actions',
                   head: '',
+                  actions: true,
                   end: true,
                   cell: (row) =>
                     told(row)?.key_id ? (

@@ -15,7 +15,8 @@ import { useWords } from '@/i18n'
 import { Button, TextLink } from '@/ui/button'
 import { CallDetails } from '@/ui/call-details'
 import { Dialog } from '@/ui/dialog'
-import { SelectField, TextField } from '@/ui/field'
+import { TextField } from '@/ui/field'
+import { Choice, Filters, More } from '@/ui/filters'
 import { Count, Money, When } from '@/ui/format'
 import { ALL_OUTCOMES, OutcomeBadge, Shortfall } from '@/ui/outcome'
 import { Answered, Card, Empty, Page } from '@/ui/page'
@@ -44,58 +45,31 @@ export default function Calls() {
   const filtered = Object.keys(filters).length > 0
   return (
     <Page title={t('nav.calls')} about={t('calls.about')}>
-      <form
-        role="search"
-        aria-label={t('calls.filter')}
-        onSubmit={(event) => event.preventDefault()}
-        className="grid grid-cols-2 gap-3 lg:grid-cols-6"
-      >
-        <SelectField
+      <Filters label={t('calls.filter')}>
+        <Choice
           label={t('calls.outcome')}
-          value={filters.outcome ?? ''}
-          onChange={(event) => show({ outcome: event.target.value as Outcome })}
-        >
-          <option value="">{t('common.all')}</option>
-          {ALL_OUTCOMES.map((one) => (
-            <option key={one} value={one}>
-              {t(`outcomes.${one}`)}
-            </option>
-          ))}
-        </SelectField>
-        <SelectField
+          value={filters.outcome}
+          onChange={(value) => show({ outcome: value as Outcome })}
+          options={ALL_OUTCOMES.map((one) => [one, t(`outcomes.${one}`)] as const)}
+        />
+        <Choice
           label={t('calls.model')}
-          value={filters.model ?? ''}
-          onChange={(event) => show({ model: event.target.value })}
-        >
-          <option value="">{t('common.all')}</option>
-          {[...new Set([...models, ...(filters.model ? [filters.model] : [])])].map((one) => (
-            <option key={one}>{one}</option>
-          ))}
-        </SelectField>
-        <SelectField
+          value={filters.model}
+          onChange={(value) => show({ model: value })}
+          options={[...new Set([...models, ...(filters.model ? [filters.model] : [])])].map((one) => [one, one] as const)}
+        />
+        <Choice
           label={t('calls.allocation')}
-          value={filters.allocation_id ?? ''}
-          onChange={(event) => show({ allocation_id: event.target.value })}
-        >
-          <option value="">{t('common.all')}</option>
-          {allocations.data?.map((one) => (
-            <option key={one.id} value={one.id}>
-              {one.name}
-            </option>
-          ))}
-        </SelectField>
-        <SelectField
+          value={filters.allocation_id}
+          onChange={(value) => show({ allocation_id: value })}
+          options={allocations.data?.map((one) => [one.id, one.name] as const) ?? []}
+        />
+        <Choice
           label={t('calls.key')}
-          value={filters.key_id ?? ''}
-          onChange={(event) => show({ key_id: event.target.value })}
-        >
-          <option value="">{t('common.all')}</option>
-          {keys.data?.map((one) => (
-            <option key={one.id} value={one.id}>
-              {one.name}
-            </option>
-          ))}
-        </SelectField>
+          value={filters.key_id}
+          onChange={(value) => show({ key_id: value })}
+          options={keys.data?.map((one) => [one.id, one.name] as const) ?? []}
+        />
         <TextField
           label={t('calls.from')}
           type="date"
@@ -108,7 +82,7 @@ export default function Calls() {
           value={filters.to ?? ''}
           onChange={(event) => show({ to: event.target.value })}
         />
-      </form>
+      </Filters>
       {filtered && (
         <div className="-mt-2 flex flex-wrap items-center gap-2">
           {filters.endpoint && (
@@ -193,31 +167,22 @@ export default function Calls() {
                   {
                     name: 'more',
                     head: '',
+                    actions: true,
                     end: true,
                     cell: (call) => (
-                      <button
-                        type="button"
-                        onClick={() => setOpen(call)}
+                      <Button
+                        look="quiet"
+                        className="max-md:-ml-3 md:-mr-3"
                         aria-label={t('calls.detailsOf', { model: call.model, id: call.id.slice(-6) })}
-                        className="rounded-sm text-accent underline underline-offset-3"
+                        onClick={() => setOpen(call)}
                       >
                         {t('calls.details')}
-                      </button>
+                      </Button>
                     ),
                   },
                 ]}
               />
-              {calls.hasNextPage && (
-                <div className="flex justify-center border-t border-line p-3">
-                  <Button
-                    icon="down"
-                    busy={calls.isFetchingNextPage}
-                    onClick={() => void calls.fetchNextPage()}
-                  >
-                    {t('common.more')}
-                  </Button>
-                </div>
-              )}
+              <More of={calls} />
             </Card>
           )
         }}

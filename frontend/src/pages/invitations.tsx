@@ -12,13 +12,14 @@ import { Button } from '@/ui/button'
 import { Snippet } from '@/ui/copy'
 import { Confirm, Dialog, DialogActions } from '@/ui/dialog'
 import { SelectField, TextField } from '@/ui/field'
+import { Filters } from '@/ui/filters'
 import { When } from '@/ui/format'
 import { ToneBadge } from '@/ui/meter'
 import { Answered, Card, Empty } from '@/ui/page'
 import { DataTable } from '@/ui/table'
 import { toast } from '@/ui/toast'
 
-import { EditorForm, Filters, useAsked, useEditor, useMayWrite } from './setup-parts'
+import { EditorForm, useAsked, useEditor, useMayWrite } from './setup-parts'
 
 type Invitation = Schemas['InvitationDocument']
 type Made = Schemas['InvitationWithLink']
@@ -49,7 +50,7 @@ export function Invitations() {
   const found = useInfiniteQuery(invitationsQuery(isStatus(chosen) ? chosen : undefined))
   return (
     <Card title={t('adminInvitations.title')} flush>
-      <Filters>
+      <Filters framed>
         <SelectField
           label={t('adminInvitations.which')}
           value={isStatus(chosen) ? chosen : 'all'}

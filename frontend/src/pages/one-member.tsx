@@ -14,7 +14,7 @@ import { type Key, useRefresh } from '@/api/queries'
 import { useWords } from '@/i18n'
 import { useSession } from '@/shell/gate'
 import { Button, LinkButton, TextLink } from '@/ui/button'
-import { Confirm, Dialog, DialogActions } from '@/ui/dialog'
+import { Confirm, Dialog } from '@/ui/dialog'
 import { Count, When } from '@/ui/format'
 import { Meter, StateBadge, ToneBadge } from '@/ui/meter'
 import { Answered, Card, Empty, Page, Problem } from '@/ui/page'
@@ -22,10 +22,10 @@ import { DataTable } from '@/ui/table'
 import { toast } from '@/ui/toast'
 
 import { LinkFor } from './invitations'
-import { KeyForm, KeyShown } from './member-key-form'
+import { KeyForm } from './member-key-form'
 import { MemberForm } from './member-form'
 import { MemberIdentities } from './member-identities'
-import { Facts, useMayWrite } from './setup-parts'
+import { Facts, SecretDialog, useMayWrite } from './setup-parts'
 
 export function StatusBadge({ status }: { status: Member['status'] }) {
   const { t } = useWords()
@@ -299,6 +299,7 @@ function Keys({ member }: { member: Member }) {
                 {
                   name: 'actions',
                   head: '',
+                  actions: true,
                   end: true,
                   cell: (row) =>
                     writes &&
@@ -333,14 +334,13 @@ function Keys({ member }: { member: Member }) {
           }}
         />
       </Dialog>
-      <Dialog open={shown !== null} onClose={() => setShown(null)} title={t('adminMembers.keyTitle')}>
-        {shown && <KeyShown secret={shown} />}
-        <DialogActions>
-          <Button look="main" onClick={() => setShown(null)}>
-            {t('adminSetup.done')}
-          </Button>
-        </DialogActions>
-      </Dialog>
+      <SecretDialog
+        title={t('adminMembers.keyTitle')}
+        hint={t('adminMembers.keyOnce')}
+        label={t('adminMembers.keySecret')}
+        secret={shown}
+        onClose={() => setShown(null)}
+      />
       <Confirm
         open={rotating !== null}
         onClose={() => setRotating(null)}

@@ -96,6 +96,7 @@ export function Reprice({ slug, unpriced }: { slug: string; unpriced: number }) 
             open={asking}
             onClose={() => setAsking(false)}
             title={t('adminPrices.bookTitle')}
+            look="main"
             action={t('adminPrices.bookAction')}
             onConfirm={async () => {
               const found = await run(seen.given, false)

@@ -52,6 +52,7 @@ export default function Sessions() {
                   {
                     name: 'stop',
                     head: '',
+                    actions: true,
                     end: true,
                     cell: (row) =>
                       row.stopping ? (

@@ -14,7 +14,8 @@ import { useWords } from '@/i18n'
 import { fieldError } from '@/i18n/errors'
 import { useSession } from '@/shell/gate'
 import { Button } from '@/ui/button'
-import { DialogActions } from '@/ui/dialog'
+import { Snippet } from '@/ui/copy'
+import { Dialog, DialogActions } from '@/ui/dialog'
 import { Problem } from '@/ui/page'
 
 /** Auditors see everything and change nothing: what changes something is not offered to them. */
@@ -100,6 +101,33 @@ export function EditorForm({
   )
 }
 
+/** A secret that is shown once: gone with the dialog. */
+export function SecretDialog({
+  title,
+  hint,
+  label,
+  secret,
+  onClose,
+}: {
+  title: string
+  hint: string
+  label: string
+  secret: string | null
+  onClose: () => void
+}) {
+  const { t } = useWords()
+  return (
+    <Dialog open={secret !== null} onClose={onClose} title={title} about={hint}>
+      {secret && <Snippet code={secret} label={label} />}
+      <DialogActions>
+        <Button look="main" onClick={onClose}>
+          {t('adminSetup.done')}
+        </Button>
+      </DialogActions>
+    </Dialog>
+  )
+}
+
 /** Several boxes under one heading. */
 export function Boxes({
   legend,
@@ -119,13 +147,6 @@ export function Boxes({
       <div className="grid gap-x-4 sm:grid-cols-2">{children}</div>
       {error && <p className="text-xs font-medium text-bad-ink">{error}</p>}
     </fieldset>
-  )
-}
-
-/** Filters above a list: they take the width there is. */
-export function Filters({ children }: { children: ReactNode }) {
-  return (
-    <div className="grid gap-3 border-b border-line p-4 sm:grid-cols-2 lg:grid-cols-4">{children}</div>
   )
 }
 

@@ -7,10 +7,9 @@ import { type Dimension, type UsageRow, myAllocationsQuery, myUsageQuery } from 
 import { useWords } from '@/i18n'
 import { formatCount, sumUsd } from '@/lib/money'
 import { formatDay, isoDate } from '@/lib/time'
-import { TextLink } from '@/ui/button'
-import { SelectField } from '@/ui/field'
+import { DownloadLink, TextLink } from '@/ui/button'
+import { Choice, Filters } from '@/ui/filters'
 import { Count, Money } from '@/ui/format'
-import { Icon } from '@/ui/icons'
 import { Answered, Card, Empty, Loading, Page } from '@/ui/page'
 import { DataTable } from '@/ui/table'
 import { useUnits } from '@/ui/units'
@@ -56,52 +55,31 @@ export default function Usage() {
       title={t('nav.usage')}
       about={t('usage.about')}
       actions={
-        <a
-          href={`/api/me/usage.csv?${csv}`}
-          download
-          className="inline-flex min-h-9 items-center gap-1.5 rounded-lg border border-line bg-card px-3 py-1.5 font-medium text-ink no-underline hover:border-edge"
-        >
-          <Icon name="download" />
-          CSV
-        </a>
+        <DownloadLink href={`/api/me/usage.csv?${csv}`}>CSV</DownloadLink>
       }
     >
-      <div className="grid grid-cols-2 gap-3 sm:grid-cols-3 [&>:last-child]:max-sm:col-span-2">
-        <SelectField
+      <Filters>
+        <Choice
+          all={false}
           label={t('usage.range')}
           value={range}
-          onChange={(event) => show({ range: event.target.value as Range })}
-        >
-          {RANGES.map((one) => (
-            <option key={one} value={one}>
-              {t(`usage.ranges.${one}`)}
-            </option>
-          ))}
-        </SelectField>
-        <SelectField
+          onChange={(value) => show({ range: value as Range })}
+          options={RANGES.map((one) => [one, t(`usage.ranges.${one}`)] as const)}
+        />
+        <Choice
+          all={false}
           label={t('usage.by')}
           value={by}
-          onChange={(event) => show({ by: event.target.value as Group })}
-        >
-          {GROUPS.map((one) => (
-            <option key={one} value={one}>
-              {t(`usage.groups.${one}`)}
-            </option>
-          ))}
-        </SelectField>
-        <SelectField
+          onChange={(value) => show({ by: value as Group })}
+          options={GROUPS.map((one) => [one, t(`usage.groups.${one}`)] as const)}
+        />
+        <Choice
           label={t('usage.allocation')}
-          value={search.allocation_id ?? ''}
-          onChange={(event) => show({ allocation_id: event.target.value })}
-        >
-          <option value="">{t('common.all')}</option>
-          {allocations.data?.map((one) => (
-            <option key={one.id} value={one.id}>
-              {one.name}
-            </option>
-          ))}
-        </SelectField>
-      </div>
+          value={search.allocation_id}
+          onChange={(allocation_id) => show({ allocation_id })}
+          options={allocations.data?.map((one) => [one.id, one.name] as const) ?? []}
+        />
+      </Filters>
       <Answered of={usage}>
         {({ items }) =>
           items.length === 0 ? (

@@ -1,7 +1,7 @@
 /** The frame: navigation beside every page, and the account's menu above it. */
 import { Link, Outlet, useLocation, useNavigate } from '@tanstack/react-router'
 import { Dialog as Radix } from 'radix-ui'
-import { useEffect, useRef, useState } from 'react'
+import { useRef, useState } from 'react'
 
 import { api, ok } from '@/api/client'
 import { enter } from '@/api/queries'
@@ -13,6 +13,7 @@ import { Menu, MenuChoice, MenuHead, MenuItem, MenuRule } from '@/ui/menu'
 import { Toasts } from '@/ui/toast'
 
 import { Gate, useSession } from './gate'
+import { NotFound } from './not-found'
 import { type Theme, chooseTheme, useTheme } from './theme'
 
 export function Frame() {
@@ -29,7 +30,9 @@ export function Frame() {
 function Inside() {
   const { t } = useWords()
   const main = useRef<HTMLElement>(null)
-  useFocusOnNewPage(main)
+  const { role } = useSession().member
+  const { pathname } = useLocation()
+  const section = pathname.startsWith('/admin/') ? 'admin' : 'own'
   return (
     <div className="min-h-dvh lg:grid lg:grid-cols-[14rem_1fr]">
       <button
@@ -39,9 +42,11 @@ function Inside() {
       >
         {t('nav.skip')}
       </button>
-      <aside className="sticky top-0 hidden h-dvh flex-col gap-4 overflow-y-auto border-r border-line bg-card px-3 py-4 lg:flex">
-        <Brand />
-        <Nav />
+      <aside className="hidden border-r border-line bg-card lg:block">
+        <div className="sticky top-0 flex h-dvh flex-col gap-4 overflow-y-auto px-3 py-4">
+          <Brand />
+          <Nav />
+        </div>
       </aside>
       <div className="flex min-w-0 flex-col">
         <header className="sticky top-0 z-30 flex items-center gap-2 border-b border-line bg-card/95 px-3 py-1.5 backdrop-blur lg:border-0 lg:bg-transparent lg:px-6 lg:backdrop-blur-none">
@@ -60,22 +65,11 @@ function Inside() {
           tabIndex={-1}
           className="min-w-0 flex-1 px-3 py-4 pb-16 sm:px-5 lg:px-6 lg:pt-1"
         >
-          <Outlet />
+          {sees(role, section) ? <Outlet /> : <NotFound forbidden />}
         </main>
       </div>
     </div>
   )
-}
-
-/** Whoever hears the page instead of seeing it is taken to what is new. */
-function useFocusOnNewPage(main: React.RefObject<HTMLElement | null>) {
-  const { pathname } = useLocation()
-  const before = useRef(pathname)
-  useEffect(() => {
-    if (before.current === pathname) return
-    before.current = pathname
-    main.current?.focus({ preventScroll: true })
-  }, [pathname, main])
 }
 
 function Brand() {

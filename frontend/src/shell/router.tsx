@@ -17,7 +17,7 @@ import { NotFound } from './not-found'
 
 const root = createRootRoute({
   component: Frame,
-  notFoundComponent: NotFound,
+  notFoundComponent: () => <NotFound />,
   errorComponent: ({ error }) => <Problem error={error} retry={() => window.location.reload()} />,
 })
 

@@ -4,13 +4,15 @@ import type { ComponentProps } from 'react'
 
 import { Icon, type IconName } from './icons'
 
-type Look = 'main' | 'plain' | 'quiet' | 'danger'
+type Look = 'main' | 'plain' | 'quiet' | 'danger' | 'destroy'
 
 const LOOKS: Record<Look, string> = {
   main: 'bg-accent text-on-accent hover:bg-accent-strong border-transparent',
   plain: 'bg-card text-ink border-line hover:border-edge',
   quiet: 'bg-transparent text-accent border-transparent hover:bg-accent-wash',
+  // What leads to the question, and what answers it.
   danger: 'bg-card text-bad-ink border-line hover:bg-bad-wash hover:border-bad',
+  destroy: 'bg-bad text-on-bad border-transparent hover:bg-bad-ink',
 }
 
 const SHAPE =
@@ -99,6 +101,16 @@ export function AwayButton({
   return (
     <a href={href} className={`${SHAPE} ${LOOKS[look]}`}>
       {icon && <Icon name={icon} />}
+      {children}
+    </a>
+  )
+}
+
+/** A file to keep, straight from the server. */
+export function DownloadLink({ href, children }: { href: string; children: React.ReactNode }) {
+  return (
+    <a href={href} download className={`${SHAPE} ${LOOKS.plain}`}>
+      <Icon name="download" />
       {children}
     </a>
   )

@@ -24,6 +24,13 @@ export interface ChartBar {
 }
 
 const BAR_PX = 34
+const NAMES_PX = 132
+const NAME_LENGTH_MAX = 17
+
+/** The whole name is in the tip and in the table. */
+const shorten = (name: string) =>
+  name.length > NAME_LENGTH_MAX ? `${name.slice(0, NAME_LENGTH_MAX - 1)}…` : name
+
 const TEXT = { fontSize: 12, fill: 'var(--soft)' }
 
 interface Props {
@@ -37,7 +44,6 @@ export default function Chart({ label, bars, upright }: Props) {
   const { locale } = useWords()
   const data = bars.map((bar) => ({ ...bar, size: Number(bar.usd) }))
   const money = (value: number) => formatUsd(String(value), locale)
-  const reduced = window.matchMedia('(prefers-reduced-motion: reduce)').matches
   const names = { dataKey: 'name', type: 'category', tick: TEXT, tickLine: false, axisLine: { stroke: 'var(--line)' } } as const
   const sizes = { type: 'number', tick: TEXT, tickLine: false, axisLine: false, tickFormatter: money } as const
   return (
@@ -47,20 +53,19 @@ export default function Chart({ label, bars, upright }: Props) {
           <BarChart
             data={data}
             layout={upright ? 'horizontal' : 'vertical'}
-            margin={{ top: 4, right: 12, bottom: 0, left: 0 }}
+            margin={{ top: 4, right: 24, bottom: 0, left: 0 }}
             accessibilityLayer={false}
           >
             <CartesianGrid stroke="var(--line)" vertical={!upright} horizontal={upright} />
             {upright ? <XAxis {...names} minTickGap={16} /> : <XAxis {...sizes} />}
-            {upright ? <YAxis {...sizes} width="auto" /> : <YAxis {...names} width={130} />}
+            {upright ? <YAxis {...sizes} width="auto" /> : <YAxis {...names} width={NAMES_PX} interval={0} tickFormatter={shorten} />}
             <Tooltip cursor={{ fill: 'var(--sunk)' }} content={Tip} isAnimationActive={false} />
             <Bar
               dataKey="size"
               fill="var(--ok)"
               radius={upright ? [4, 4, 0, 0] : [0, 4, 4, 0]}
               maxBarSize={upright ? 42 : 20}
-              isAnimationActive={!reduced}
-              animationDuration={250}
+              isAnimationActive={false}
               cursor="pointer"
               onClick={(_, index) => data[index]?.open()}
             />

@@ -26,8 +26,17 @@ export function Dialog({ open, onClose, title, about, wide = false, children }: 
         <Radix.Overlay className="fixed inset-0 z-40 bg-[rgb(8_16_14/0.5)]" />
         <Radix.Content
           className={`animate-appear fixed inset-x-0 bottom-0 z-50 mx-auto flex max-h-[92dvh] w-full flex-col rounded-t-2xl border border-line bg-card shadow-card sm:top-[8dvh] sm:bottom-auto sm:max-h-[84dvh] sm:rounded-2xl ${wide ? 'sm:max-w-3xl' : 'sm:max-w-lg'}`}
-          onOpenAutoFocus={() => {
+          // A click beside it would lose what was filled in, or a secret that is shown once.
+          onInteractOutside={(event) => event.preventDefault()}
+          onOpenAutoFocus={(event) => {
             opener.current = document.activeElement
+            // Where one goes on: the first field, else the way back; not what closes it.
+            const first = (event.currentTarget as Element).querySelector<HTMLElement>(
+              '[data-body] :is(input, select, textarea, button):enabled',
+            )
+            if (!first) return
+            event.preventDefault()
+            first.focus()
           }}
           onCloseAutoFocus={(event) => {
             event.preventDefault()
@@ -48,7 +57,7 @@ export function Dialog({ open, onClose, title, about, wide = false, children }: 
               <IconButton icon="close" label={t('common.close')} />
             </Radix.Close>
           </header>
-          <div className="overflow-y-auto px-5 py-4">{children}</div>
+          <div data-body className="overflow-y-auto px-5 py-4">{children}</div>
         </Radix.Content>
       </Radix.Portal>
     </Radix.Root>
@@ -66,6 +75,7 @@ export function Confirm({
   onClose,
   title,
   action,
+  look = 'destroy',
   onConfirm,
   children,
 }: {
@@ -73,6 +83,8 @@ export function Confirm({
   onClose: () => void
   title: ReactNode
   action: string
+  /** `main` where nothing is lost. */
+  look?: 'destroy' | 'main'
   onConfirm: () => Promise<unknown>
   children: ReactNode
 }) {
@@ -90,7 +102,7 @@ export function Confirm({
       <DialogActions>
         <Button onClick={close}>{t('common.cancel')}</Button>
         <Button
-          look="danger"
+          look={look}
           busy={busy}
           onClick={async () => {
             setBusy(true)

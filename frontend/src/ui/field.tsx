@@ -100,9 +100,12 @@ export function SelectField({
   return (
     <Field {...{ label, hint, error, hiddenLabel, className } as Own}>
       {(tied) => (
-        <select {...tied} className={`${CONTROL} pr-7`} {...select}>
-          {children}
-        </select>
+        <span className="relative block">
+          <select {...tied} className={`${CONTROL} appearance-none truncate pr-8`} {...select}>
+            {children}
+          </select>
+          <Icon name="down" className="pointer-events-none absolute top-2.5 right-2.5 text-soft" />
+        </span>
       )}
     </Field>
   )

@@ -39,6 +39,7 @@ const PATHS = {
   rotate: 'M16 8A6.500 6.500 0 0 0 4.500 6.500M4 3v3.500h3.500M4 12a6.500 6.500 0 0 0 11.500 1.500M16 17v-3.500h-3.500',
   code: 'M7 6l-4 4 4 4M13 6l4 4-4 4M11 4 9 16',
   search: 'M9 15A6 6 0 1 0 9 3a6 6 0 0 0 0 12ZM13.500 13.500 17 17',
+  dots: 'M5 10h.01M10 10h.01M15 10h.01',
   download: 'M10 3v9M6 8.500l4 4 4-4M3 16.500h14',
   up: 'M10 16V4M5 9l5-5 5 5',
   clock: 'M10 17.500a7.500 7.500 0 1 0 0-15 7.500 7.500 0 0 0 0 15ZM10 5.500V10l3 2',
@@ -54,7 +55,7 @@ export function Icon({ name, className = '' }: { name: IconName; className?: str
       className={`size-[1.15em] flex-none ${className}`}
       fill="none"
       stroke="currentColor"
-      strokeWidth={name === 'dot' ? 5 : 1.6}
+      strokeWidth={name === 'dot' ? 5 : name === 'dots' ? 2.5 : 1.6}
       strokeLinecap="round"
       strokeLinejoin="round"
     >

@@ -105,7 +105,7 @@ export function Meter({ label, name = label, meter, amount, used, held, paused, 
           )}
         </div>
       )}
-      {!small && (
+      {!small && (some || amount !== null) && (
         <ul className="flex flex-wrap gap-x-4 gap-y-0.5 text-xs text-soft" aria-hidden="true">
           {parts.share !== null && (
             <li className="flex items-center gap-1.5">

@@ -7,7 +7,9 @@ import { explain } from '@/i18n/errors'
 import { Button } from './button'
 import { Icon, type IconName } from './icons'
 
-/** One for each page: its title heads it, and the window. */
+let arrived = false
+
+/** One for each page: its title heads it, and the window; it is where one is when one comes to it. */
 export function Page({
   title,
   about,
@@ -23,6 +25,11 @@ export function Page({
   useEffect(() => {
     document.title = `${title} · Spendgate`
   }, [title])
+  useEffect(() => {
+    // Whoever hears the page instead of seeing it is taken to what is new; not when it is the first.
+    if (arrived) head.current?.focus({ preventScroll: true })
+    arrived = true
+  }, [])
   return (
     <div className="mx-auto flex w-full max-w-6xl flex-col gap-5">
       <header className="flex flex-wrap items-start justify-between gap-x-6 gap-y-3">
@@ -108,10 +115,10 @@ export function Problem({
   return (
     <div
       role="alert"
-      className={`flex gap-3 rounded-xl border border-bad/40 bg-bad-wash p-3.5 text-bad-ink ${className}`}
+      className={`flex flex-wrap items-start gap-3 rounded-xl border border-bad/40 bg-bad-wash p-3.5 text-bad-ink ${className}`}
     >
       <Icon name="warning" className="mt-0.5 size-5" />
-      <div className="min-w-0 flex-1">
+      <div className="min-w-0 flex-1 max-sm:basis-[calc(100%-2rem)]">
         <p className="font-semibold">{title}</p>
         {detail && <p lang={detail.lang}>{detail.text}</p>}
         {requestId && (

@@ -13,6 +13,10 @@ export interface Column<Row> {
   optional?: (row: Row) => boolean
   /** Needs all the width of a card. */
   wide?: boolean
+  /** Holds buttons: in line with the text beside them, and at the end of a card. */
+  actions?: boolean
+  /** Holds a box to choose the row by: before a table's row, in the corner of a card. */
+  mark?: boolean
 }
 
 interface Props<Row> {
@@ -51,6 +55,22 @@ export function DataTable<Row>({ caption, columns, rows, id, below }: Props<Row>
   )
 }
 
+/** How a cell stands in its row, or on its card. */
+function looks<Row>(column: Column<Row>, row: Row): string {
+  const { end, title, wide, actions, mark, optional } = column
+  return [
+    end && 'md:text-right',
+    // As high as a line of text and its padding: a button's label is on the line.
+    actions ? 'max-md:order-1 max-md:col-span-2 max-md:pt-1 md:py-px' : 'md:py-2',
+    title && 'max-md:-order-1 max-md:col-span-2 max-md:text-base max-md:font-medium',
+    mark && 'max-md:absolute max-md:top-3.5 max-md:right-4',
+    wide && 'max-md:col-span-2',
+    optional && !optional(row) && 'max-md:hidden',
+  ]
+    .filter(Boolean)
+    .join(' ')
+}
+
 function Lines<Row>({
   row,
   columns,
@@ -61,20 +81,20 @@ function Lines<Row>({
   below: ((row: Row) => ReactNode) | undefined
 }) {
   const more = below?.(row)
-  const edge = more ? '' : 'md:border-b max-md:last:border-b-0'
+  const edge = more ? '' : 'md:border-b md:group-last:border-b-0'
   return (
     <>
       <tr
         role="row"
-        className={`group max-md:grid max-md:grid-cols-2 max-md:gap-x-4 max-md:gap-y-1.5 max-md:px-4 max-md:py-3 ${more ? '' : 'max-md:border-b max-md:border-line max-md:last:border-b-0'}`}
+        className={`group max-md:relative max-md:grid max-md:grid-cols-2 max-md:gap-x-4 max-md:gap-y-1.5 max-md:px-4 max-md:py-3 ${more ? '' : 'max-md:border-b max-md:border-line max-md:last:border-b-0'}`}
       >
         {columns.map((column) => (
           <td
             key={column.name}
             role="cell"
-            className={`border-line align-top max-md:flex max-md:min-w-0 max-md:flex-col max-md:items-start md:px-3 md:py-2 md:first:pl-4 md:last:pr-4 md:group-hover:bg-sunk/60 ${edge} ${column.end ? 'md:text-right' : ''} ${column.title ? 'max-md:-order-1 max-md:col-span-2 max-md:text-base max-md:font-medium' : ''} ${column.wide ? 'max-md:col-span-2' : ''} ${column.optional && !column.optional(row) ? 'max-md:hidden' : ''}`}
+            className={`border-line align-top max-md:flex max-md:min-w-0 max-md:flex-col max-md:items-start md:px-3 md:first:pl-4 md:last:pr-4 md:group-hover:bg-sunk/60 ${edge} ${looks(column, row)}`}
           >
-            {!column.title && column.head && (
+            {!column.title && !column.mark && column.head && (
               <span aria-hidden="true" className="text-xs text-soft md:hidden">
                 {column.head}
               </span>
@@ -84,8 +104,8 @@ function Lines<Row>({
         ))}
       </tr>
       {more && (
-        <tr role="row" className="max-md:block max-md:border-b max-md:border-line max-md:px-4 max-md:pb-3 max-md:last:border-b-0">
-          <td role="cell" colSpan={columns.length} className="border-line max-md:block md:border-b md:px-4 md:pb-3">
+        <tr role="row" className="group max-md:block max-md:border-b max-md:border-line max-md:px-4 max-md:pb-3 max-md:last:border-b-0">
+          <td role="cell" colSpan={columns.length} className="border-line max-md:block md:border-b md:px-4 md:pb-3 md:group-last:border-b-0">
             {more}
           </td>
         </tr>
