@@ -18,28 +18,31 @@ def test_allocations_are_searched_by_the_server_page_by_page(house: House, windo
     admin, member = Person(house, role="admin"), Person(house, name="Barbara Liskov")
     model, mark = house.model(DIME), secrets.token_hex(4)
     for n in range(27):
-        house.allocation(member.id, model, name=f"{mark} {n:02}", usd="1")
+        house.allocation(member.id, model, name=f"{mark} n{n:02}", usd="1")
+    house.allocation(member.id, model, name="newest of all", usd="1")
     here = admin.enter(window(), "/admin/allocations")
     page = here.page
     page.get_by_role("searchbox", name="Search").fill(f"{mark} liskov")
     rows = page.get_by_role("row").filter(has_text=mark)
+    # Until it is gone, what is shown was not searched yet.
+    expect(page.get_by_role("row").filter(has_text="newest of all")).to_have_count(0)
     expect(page.get_by_text("The first 25 allocations")).to_be_visible()
     expect(rows).to_have_count(25)
     page.get_by_role("button", name="Show more").click()
     expect(rows).to_have_count(27)
     expect(page.get_by_text("27 allocations")).to_be_visible()
-    page.get_by_label("Order", exact=True).select_option("name")
-    expect(rows.first).to_contain_text(f"{mark} 00")
+    page.get_by_label("Sort by", exact=True).select_option("name")
+    expect(rows.first).to_contain_text(f"{mark} n00")
 
-    page.get_by_role("checkbox", name=f"Choose “{mark} 03”").check()
-    page.get_by_role("searchbox", name="Search").fill(f"{mark} 26")
+    page.get_by_role("checkbox", name=f"Select “{mark} n03”").check()
+    page.get_by_role("searchbox", name="Search").fill(f"{mark} n26")
     expect(rows).to_have_count(1)
-    assert re.search(rf"q={mark}(\+|%20)26", page.url)
-    page.get_by_role("checkbox", name=f"Choose “{mark} 26”").check()
-    expect(page.get_by_role("region", name="Chosen allocations")).to_contain_text("2")
+    assert re.search(rf"q={mark}(\+|%20)n26", page.url)
+    page.get_by_role("checkbox", name=f"Select “{mark} n26”").check()
+    expect(page.get_by_role("region", name="Selected allocations")).to_contain_text("2")
     sheet = page.get_by_role("link", name="Export CSV").get_attribute("href")
     assert sheet is not None
-    assert f"q={mark}+26" in sheet
+    assert f"q={mark}+n26" in sheet
 
     page.reload()
     here.settle()
