@@ -16,6 +16,7 @@ from app.simulator import RunningSimulator
 from tests.browser.chromium import NARROW, WIDE, Language, Theme, Window
 from tests.browser.conftest import Open
 from tests.browser.people import PASSWORD, Person
+from tests.browser.words import BOTH_WAYS, Words
 from tests.gateway.kit import DIME, PROVIDER_KEY, House, Server, conversation, served
 
 TAIPEI = timedelta(hours=8)
@@ -52,53 +53,56 @@ def bare(provider: RunningSimulator, database_url: str, tmp_path: Path) -> Itera
     house.close()
 
 
+@pytest.mark.parametrize(("language", "width"), BOTH_WAYS)
 def test_the_first_run_leads_from_no_provider_to_a_key_that_works(
-    bare: House, browser: Browser
+    bare: House, browser: Browser, language: Language, width: int
 ) -> None:
-    with Window(browser, bare.url()) as here:
-        _first_run(bare, here)
+    with Window(browser, bare.url(), language=language, width=width) as here:
+        _first_run(bare, here, Words(language))
     assert here.complaints == []
 
 
-def _first_run(bare: House, here: Window) -> None:
+def _first_run(bare: House, here: Window, words: Words) -> None:
     page = admin(bare, here, "/admin/models")
-    page.get_by_role("link", name="Start guided setup").click()
+    page.get_by_role("link", name=words("wizard.start")).click()
 
-    page.get_by_label("Name", exact=True).fill("My provider")
-    page.get_by_label("Kind").select_option("compatible")
-    page.get_by_label("Base URL").fill(bare.sim.openai_url)
-    page.get_by_label("API key").fill(PROVIDER_KEY)
-    page.get_by_role("button", name="Add provider").click()
-    expect(page.get_by_text("It answers, and takes the API key")).to_be_visible()
-    page.get_by_role("button", name="Next").click()
+    page.get_by_label(words("adminModels.name"), exact=True).fill("My provider")
+    page.get_by_label(words("adminModels.kind")).select_option("compatible")
+    page.get_by_label(words("adminModels.baseUrl")).fill(bare.sim.openai_url)
+    page.get_by_label(words("adminModels.credential")).fill(PROVIDER_KEY)
+    page.get_by_role("button", name=words("adminModels.addProvider")).click()
+    expect(page.get_by_text(words("adminModels.testOk"))).to_be_visible()
+    page.get_by_role("button", name=words("wizard.next")).click()
 
-    page.get_by_label("Name in requests").fill("gpt-4o-mini")
-    page.get_by_role("button", name="Add model").click()
+    page.get_by_label(words("adminModels.slug")).fill("gpt-4o-mini")
+    page.get_by_role("button", name=words("adminModels.addModel")).click()
 
-    page.get_by_role("button", name="Use in the form").click()
-    expect(page.get_by_label("USD", exact=True).first).to_have_value("0.15")
-    page.get_by_role("button", name="Add version").click()
+    page.get_by_role("button", name=words("adminPrices.take")).click()
+    expect(page.get_by_label(words("meters.usd"), exact=True).first).to_have_value("0.15")
+    page.get_by_role("button", name=words("adminPrices.add")).click()
 
-    page.get_by_role("button", name="Add another").click()
-    page.get_by_label("Email").fill("first@example.org")
-    page.get_by_label("Display name").fill("First Member")
-    page.get_by_role("button", name="Add member").click()
+    page.get_by_role("button", name=words("wizard.another")).click()
+    page.get_by_label(words("auth.email")).fill("first@example.org")
+    page.get_by_label(words("adminMembers.displayName")).fill("First Member")
+    page.get_by_role("button", name=words("adminMembers.add")).click()
 
-    expect(page.get_by_label("Name", exact=True)).to_have_value("First Member")
-    page.get_by_label("USD per month").fill("2.50")
-    page.get_by_role("button", name="Add allocation").click()
+    expect(page.get_by_label(words("adminAllocations.name"), exact=True)).to_have_value(
+        "First Member"
+    )
+    page.get_by_label(words("limits.usd.month")).fill("2.50")
+    page.get_by_role("button", name=words("wizard.addAllocation")).click()
 
-    page.get_by_role("button", name="Add key").click()
-    secret = page.get_by_label("Key", exact=True).inner_text()
+    page.get_by_role("button", name=words("adminMembers.addKey")).click()
+    secret = page.get_by_label(words("adminMembers.keySecret"), exact=True).inner_text()
     assert secret.startswith("sg_")
-    page.get_by_role("button", name="Make the test call").click()
-    expect(page.get_by_text("It works: the call was answered and counted.")).to_be_visible()
+    page.get_by_role("button", name=words("wizard.call")).click()
+    expect(page.get_by_text(words("wizard.works"))).to_be_visible()
 
     [allocation] = bare.api("GET", "/admin/allocations")["items"]
     assert allocation["quota_cost_usd_per_month"] == "2.50"
     assert allocation["models"] == ["gpt-4o-mini"]
     assert float(allocation["cost_used_this_month"]) > 0
-    page.get_by_role("link", name="View member").click()
+    page.get_by_role("link", name=words("wizard.seeMember")).click()
     expect(page.get_by_role("heading", level=1)).to_have_text("First Member")
 
 
@@ -233,39 +237,42 @@ def test_a_price_is_stored_to_the_last_digit_and_takes_over_when_it_is_told_to(
     assert not newest["in_force"]
 
 
+@pytest.mark.parametrize(("language", "width"), BOTH_WAYS)
 def test_an_unpriced_model_is_priced_from_a_suggestion_and_its_calls_priced_again(
-    house: House, window: Open
+    house: House, window: Open, language: Language, width: int
 ) -> None:
+    words = Words(language)
     person = Person(house)
     slug = house.model(None, "gpt-4o-mini")
     tenant = person.given(slug, usd="9.00", name="Thesis")
     tenant.booked(served(tenant.chat(max_tokens=5)))
-    page = admin(house, window(), "/admin/prices")
+    page = admin(house, window(language=language, width=width), "/admin/prices")
     unpriced = row(page, slug)
-    expect(unpriced).to_contain_text("No price")
-    expect(unpriced).to_contain_text("Unpriced calls this month1")
-    unpriced.get_by_role("link", name="Set price").click()
-    expect(page.get_by_text("1 call this month is unpriced.").first).to_be_visible()
+    expect(unpriced).to_contain_text(words("adminPrices.noPrice"))
+    unpriced.get_by_role("link", name=words("adminModels.setPrice")).click()
+    expect(page.get_by_text(words("adminPrices.unpricedOf", count=1)).first).to_be_visible()
 
-    expect(row(page, "Output tokens")).to_contain_text("added")
-    page.get_by_role("button", name="Use in the form").click()
-    expect(page.get_by_label("USD", exact=True).first).to_have_value("0.15")
+    expect(row(page, words("adminPrices.units.output_token"))).to_contain_text(
+        words("adminPrices.changes.added")
+    )
+    page.get_by_role("button", name=words("adminPrices.take")).click()
+    expect(page.get_by_label(words("meters.usd"), exact=True).first).to_have_value("0.15")
     before = (datetime.now(UTC) + TAIPEI - timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M")
-    page.get_by_label("In force from").fill(before)
-    page.get_by_role("button", name="Add version").click()
-    expect(page.get_by_text("The price in force matches public price lists.")).to_be_visible()
+    page.get_by_label(words("adminPrices.effectiveFrom")).fill(before)
+    page.get_by_role("button", name=words("adminPrices.add")).click()
+    expect(page.get_by_text(words("adminPrices.sameAsSuggested"))).to_be_visible()
 
-    page.get_by_role("button", name="Preview").click()
-    expect(page.get_by_text("Enter a reason.")).to_be_visible()
-    page.get_by_label("Reason").fill("the price came late")
-    page.get_by_role("button", name="Preview").click()
-    result = page.get_by_role("region", name="Result")
-    expect(result).to_contain_text("This would be booked")
+    page.get_by_role("button", name=words("adminPrices.preview")).click()
+    expect(page.get_by_text(words("adminSetup.errors.reason"))).to_be_visible()
+    page.get_by_label(words("adminSetup.reason")).fill("the price came late")
+    page.get_by_role("button", name=words("adminPrices.preview")).click()
+    result = page.get_by_role("region", name=words("adminPrices.result"))
+    expect(result).to_contain_text(words("adminPrices.wouldBook"))
     expect(row(page, "Thesis")).to_be_visible()
     assert tenant.standing()["unpriced_calls_this_month"] == 1, "a preview books nothing"
-    page.get_by_role("button", name="Book +").click()
-    dialog(page).get_by_role("button", name="Book").click()
-    expect(result).to_contain_text("1 call repriced")
+    page.get_by_role("button", name=words("adminPrices.book", difference="+")).click()
+    dialog(page).get_by_role("button", name=words("adminPrices.bookAction")).click()
+    expect(result).to_contain_text(words("adminPrices.booked", count=1))
     standing = tenant.standing()
     assert standing["unpriced_calls_this_month"] == 0
     assert float(standing["cost_used_this_month"]) > 0
@@ -273,7 +280,7 @@ def test_an_unpriced_model_is_priced_from_a_suggestion_and_its_calls_priced_agai
         "items"
     ]
     assert adjustment["reason"] == "the price came late"
-    page.get_by_role("link", name="All prices").click()
+    page.get_by_role("link", name=words("adminPrices.all")).click()
     expect(page.get_by_role("table").last).to_contain_text(slug)
 
 
@@ -374,23 +381,29 @@ def test_a_key_is_stored_as_filled_in_shown_once_rotated_and_revoked(
 # Live sessions
 
 
-def test_a_running_session_is_seen_with_its_cost_and_killed(house: House, window: Open) -> None:
+@pytest.mark.parametrize(("language", "width"), BOTH_WAYS)
+def test_a_running_session_is_seen_with_its_cost_and_killed(
+    house: House, window: Open, language: Language, width: int
+) -> None:
+    words = Words(language)
     rates = {"input_token": "0", "output_token": "0.0001", "output_audio_token": "0.0001"}
     person = Person(house)
     model = house.model(rates | {"input_audio_token": "0"}, "gpt-realtime", endpoints=["realtime"])
     tenant = person.given(model, usd="9.00", name="Voice")
-    page = admin(house, window(), "/admin/sessions")
-    expect(page.get_by_text("No live sessions")).to_be_visible()
+    page = admin(house, window(language=language, width=width), "/admin/sessions")
+    expect(page.get_by_text(words("adminSessions.none"))).to_be_visible()
     with conversation(tenant) as socket:
         shown = row(page, person.email)
         expect(shown).to_contain_text(model)
         expect(shown).to_contain_text("Voice")
         expect(shown).to_contain_text("$")
-        page.get_by_role("button", name=f"End the session of {person.email}").click()
-        expect(dialog(page)).to_contain_text("closes within moments")
-        dialog(page).get_by_role("button", name="End").click()
+        page.get_by_role("button", name=words("adminSessions.killOf", name=person.email)).click()
+        expect(dialog(page)).to_contain_text(
+            words("adminSessions.killEffect", name=person.email, model=model)
+        )
+        dialog(page).get_by_role("button", name=words("adminSessions.kill")).click()
         assert socket.end() == (1008, "killed")
-    expect(page.get_by_text("No live sessions")).to_be_visible()
+    expect(page.get_by_text(words("adminSessions.none"))).to_be_visible()
 
 
 # Alerts
@@ -572,7 +585,7 @@ def test_what_goes_wrong_is_told_with_the_id_that_finds_it(house: House, window:
     expect(alert).to_contain_text("req_of_the_test")
     page.unroute("**/api/admin/providers*")
     alert.get_by_role("button", name="Try again").click()
-    expect(page.get_by_role("heading", name="Providers")).to_be_visible()
+    expect(page.get_by_role("heading", name="Providers", exact=True)).to_be_visible()
 
 
 # Every page
@@ -646,5 +659,5 @@ def test_nothing_is_wrong_with_any_page_of_setting_up(
             found += [f"{path}, form {n}: {one}" for one in here.violations() + here.overflow()]
             page.keyboard.press("Escape")
             dialog(page).wait_for(state="detached")
-            assert buttons.nth(n).evaluate("one => one === document.activeElement"), "focus is lost"
+            expect(buttons.nth(n)).to_be_focused()
     assert found == [], "\n".join(found)

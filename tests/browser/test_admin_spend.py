@@ -11,6 +11,7 @@ from playwright.sync_api import Page, expect
 from tests.browser.chromium import NARROW, Language
 from tests.browser.conftest import Open
 from tests.browser.people import Person
+from tests.browser.words import BOTH_WAYS, Words
 from tests.gateway.kit import DIME, House, refused, served
 
 LIVE_MS = 15_000
@@ -113,30 +114,36 @@ def test_a_request_is_declined_with_a_reason_or_not_at_all(house: House, window:
     assert tenant.standing()["top_ups"] == []
 
 
+@pytest.mark.parametrize(("language", "width"), BOTH_WAYS)
 def test_a_sheet_with_two_bad_rows_adds_nothing_and_without_them_all(
-    house: House, window: Open
+    house: House, window: Open, language: Language, width: int
 ) -> None:
+    words = Words(language)
     admin, member = Person(house, role="admin"), Person(house)
     model = house.model(DIME)
     header = "email,name,models,quota_cost_usd_per_month,quota_tokens_per_month\n"
     good = f"{member.email},Course,{model},10,5000\n{member.email},Lab,{model},0,\n"
     bad = f"nobody@example.org,Ghost,{model},1,\n{member.email},Odd,{model},ten,\n"
-    page = admin.enter(window(), "/admin/allocations").page
-    page.get_by_role("button", name="Import CSV").click()
+    page = admin.enter(window(language=language, width=width), "/admin/allocations").page
+    page.get_by_role("button", name=words("adminAllocations.import.action")).click()
     dialog = page.get_by_role("dialog")
-    dialog.get_by_label("Or paste the rows").fill(header + good + bad)
-    dialog.get_by_role("button", name="Check").click()
-    expect(dialog.get_by_text("2 of 4 rows have errors")).to_be_visible()
-    expect(found(page, "nobody@example.org is no member's")).to_contain_text("4")
-    expect(found(page, "Enter a number such as 12.50")).to_contain_text("5")
-    expect(dialog.get_by_role("button", name="Add")).to_have_count(0)
+    dialog.get_by_label(words("adminAllocations.import.csv")).fill(header + good + bad)
+    dialog.get_by_role("button", name=words("adminAllocations.bulk.check")).click()
+    expect(dialog.get_by_text(words("adminAllocations.bulk.bad", count=2, all=4))).to_be_visible()
+    expect(found(page, words("faults.unknown_email", email="nobody@example.org"))).to_contain_text(
+        "4"
+    )
+    expect(found(page, words("faults.cap_unreadable"))).to_contain_text("5")
+    expect(
+        dialog.get_by_role("button", name=words.beginning("adminAllocations.import.apply_other"))
+    ).to_have_count(0)
     assert house.api("GET", f"/admin/allocations?member_id={member.id}")["items"] == []
 
-    dialog.get_by_label("Or paste the rows").fill(header + good)
-    dialog.get_by_role("button", name="Check").click()
-    expect(dialog.get_by_text("All 2 rows are fine")).to_be_visible()
+    dialog.get_by_label(words("adminAllocations.import.csv")).fill(header + good)
+    dialog.get_by_role("button", name=words("adminAllocations.bulk.check")).click()
+    expect(dialog.get_by_text(words("adminAllocations.bulk.fine", count=2))).to_be_visible()
     assert house.api("GET", f"/admin/allocations?member_id={member.id}")["items"] == []
-    dialog.get_by_role("button", name="Add 2 allocations").click()
+    dialog.get_by_role("button", name=words("adminAllocations.import.apply", count=2)).click()
     expect(dialog).to_be_hidden()
     added = house.api("GET", f"/admin/allocations?member_id={member.id}")["items"]
     caps = {one["name"]: one["quota_cost_usd_per_month"] for one in added}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 from playwright.sync_api import expect
@@ -11,71 +13,80 @@ from playwright.sync_api import expect
 from tests.browser.chromium import NARROW, WIDE, Language
 from tests.browser.conftest import Open
 from tests.browser.people import Person
-from tests.gateway.kit import DIME, House, conversation, served
+from tests.browser.words import Words
+from tests.gateway.kit import DIME, House, conversation, refused, served
 
 LIVE_MS = 15_000
 """An open page knows by then what has changed, without a reload."""
 
 
-@pytest.mark.parametrize(
-    ("language", "width"), [("en", WIDE), ("en", NARROW), ("zh-TW", WIDE), ("zh-TW", NARROW)]
-)
-def test_an_open_card_follows_the_calls_to_its_cap_and_beyond_by_asking_for_more(
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+@pytest.mark.parametrize("language", get_args(Language))
+def test_the_whole_way_from_a_cap_to_its_end_and_on_with_what_was_asked_for(
     house: House, window: Open, language: Language, width: int
 ) -> None:
-    words = {
-        "en": {
-            "used": "25% used",
-            "states": ["Near the cap", "Almost used up", "Used up"],
-            "ask": "Ask for more",
-            "amount": "How much more",
-            "reason": "Reason",
-            "send": "Send request",
-            "asked": "You asked for +$5.00",
-            "label": "Spent this month / cap",
-            "approved": "Approved: +$5.00",
-        },
-        "zh-TW": {
-            "used": "已用 25%",
-            "states": ["接近上限", "即將用盡", "已用盡"],
-            "ask": "申請追加",
-            "amount": "追加多少",
-            "reason": "理由",
-            "send": "送出申請",
-            "asked": "您已申請 +US$5.00",
-            "label": "本月花費 / 上限",
-            "approved": "已核准：+US$5.00",
-        },
-    }[language]
-    person = Person(house)
-    tenant = person.given(house.model(DIME), usd="1.20", name="Thesis")
+    words = Words(language)
+    person, admin = Person(house), Person(house, role="admin")
+    tenant = person.given(house.model(DIME), usd="9", name=f"Thesis {secrets.token_hex(3)}")
+    name = tenant.standing()["name"]
     here = person.enter(window(language=language, width=width))
-    page, shown = here.page, here.page.get_by_role("article", name="Thesis")
-    expect(shown).to_have_attribute("data-state", "ok")
+    page, shown = here.page, here.page.get_by_role("article", name=name)
+    expect(shown).to_contain_text(words.usd("9.00"))
+
+    # An admin sets a cap.
+    desk = admin.enter(
+        window(language=language, width=width), f"/admin/allocations?q={name.replace(' ', '+')}"
+    )
+    desk.page.get_by_role("button", name=words("adminAllocations.capsOf", name=name)).click()
+    caps = desk.page.get_by_role("dialog")
+    caps.get_by_label(words("adminAllocations.caps.usd")).fill("1.2")
+    caps.get_by_label(words("adminAllocations.caps.reason")).fill("The grant is small")
+    caps.get_by_role("button", name=words("adminAllocations.caps.save"), exact=True).click()
+    expect(caps).to_be_hidden()
+    expect(shown).to_contain_text(words.usd("1.20"), timeout=LIVE_MS)
+
+    # Calls spend it.
     served(tenant.chat(max_tokens=3))
-    expect(shown.get_by_text(str(words["used"]))).to_be_visible(timeout=LIVE_MS)
-    expect(shown.get_by_role("meter", name=str(words["label"]))).to_have_attribute(
+    used = shown.get_by_text(words("meter.usedShare", share="25%"))
+    expect(used).to_be_visible(timeout=LIVE_MS)
+    expect(shown.get_by_role("meter", name=words("allocations.cost"))).to_have_attribute(
         "aria-valuenow", "25"
     )
-    for maximum, state in zip((6, 2, 1), words["states"], strict=True):
+    for maximum, state in ((6, "near"), (2, "critical"), (1, "exhausted")):
         served(tenant.chat(max_tokens=maximum))
-        expect(shown.get_by_text(state, exact=True)).to_be_visible(timeout=LIVE_MS)
+        expect(shown.get_by_text(words(f"states.{state}"), exact=True)).to_be_visible(
+            timeout=LIVE_MS
+        )
         assert here.overflow() == []
-    assert tenant.chat(max_tokens=1).status_code == 429
 
-    shown.get_by_role("button", name=str(words["ask"])).click()
-    page.get_by_label(str(words["amount"])).fill("5")
-    page.get_by_label(str(words["reason"])).fill("Deadline")
+    # The next one is refused, and shows among the calls.
+    refused(tenant.chat(max_tokens=1), 429, "cost_quota_exceeded")
+    here.go("/calls")
+    refusal = page.get_by_text(words("outcomes.rejected_cost_quota_exceeded"), exact=True)
+    expect(refusal.locator("visible=true").first).to_be_visible()
+    here.go("/")
+
+    # The member asks for more, the admin approves, and calls work again.
+    more = f"+{words.usd('5.00')}"
+    shown.get_by_role("button", name=words("ask.action")).click()
+    page.get_by_label(words("ask.amount")).fill("5")
+    page.get_by_label(words("ask.reason")).fill("Deadline")
     assert here.violations() == []
-    page.get_by_role("button", name=str(words["send"])).click()
-    expect(shown.get_by_text(str(words["asked"]))).to_be_visible()
+    page.get_by_role("button", name=words("ask.send")).click()
+    expect(shown.get_by_text(words("ask.open", more=more))).to_be_visible()
     [request] = house.api("GET", f"/admin/requests?member_id={person.id}")["items"]
     fields = [request[name] for name in ("meter", "amount", "reason", "expires", "status")]
     assert fields == ["usd", "5.00", "Deadline", "period", "open"]
-    house.api("POST", f"/admin/requests/{request['id']}/approve", {})
-    expect(shown.get_by_text(str(words["approved"]))).to_be_visible(timeout=LIVE_MS)
+    desk.go("/admin/requests")
+    asked = desk.page.get_by_role("article").filter(has_text=name)
+    asked.get_by_role("button", name=words("adminRequests.approve")).click()
+    approval = desk.page.get_by_role("dialog")
+    approval.get_by_role("button", name=words("adminRequests.approveMore", more=more)).click()
+    expect(asked).to_be_hidden()
+    expect(shown.get_by_text(words("ask.approved", more=more))).to_be_visible(timeout=LIVE_MS)
     expect(shown).to_have_attribute("data-state", "ok", timeout=LIVE_MS)
     served(tenant.chat(max_tokens=1))
+    assert desk.overflow() == here.overflow() == []
 
 
 def test_a_request_is_withdrawn(house: House, window: Open) -> None:

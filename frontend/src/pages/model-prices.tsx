@@ -292,7 +292,7 @@ export function PriceForm({
                 ))}
               </SelectField>
               <TextField
-                label="USD"
+                label={t('meters.usd')}
                 inputMode="decimal"
                 autoComplete="off"
                 hiddenLabel={n > 0}
