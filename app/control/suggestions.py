@@ -22,6 +22,7 @@ from app.control import records, wire
 from app.control.desk import Desk
 from app.control.errors import documented, unknown
 from app.control.wire import Page
+from app.core.faults import Fault, Value
 from app.core.pricing import Rate
 from app.core.suggestions import Suggested, differences, suggest
 from app.market import Offer, Wanted
@@ -39,6 +40,14 @@ class RateDifference(msgspec.Struct, frozen=True):
     suggested: RateRecord | None
 
 
+class Note(msgspec.Struct, frozen=True):
+    """Something to look at: in English, and for programs."""
+
+    message: str
+    code: str
+    values: dict[str, Value]
+
+
 class SuggestionDocument(msgspec.Struct, frozen=True, kw_only=True):
     """What a list says that a model costs. No `source`: no list knows it."""
 
@@ -47,7 +56,8 @@ class SuggestionDocument(msgspec.Struct, frozen=True, kw_only=True):
     """`unpriced`: it has no price in force, and could have this one."""
     source: str | None
     note: str | None
-    """What the rates leave out, or what to look at before taking them."""
+    """What the rates leave out, or what to look at before taking them: all `notes`."""
+    notes: list[Note]
     rates: list[RateRecord]
     current_price_id: str | None
     current_effective_from: datetime | None
@@ -119,9 +129,19 @@ def _suggestion(
     compared = differences(current, suggested.rates) if suggested.rates else []
     notes = [*suggested.notes]
     if offer is not None and offer.by_name_alone:
-        notes.append("Found by the model's name alone: its provider may charge something else.")
+        notes.append(
+            Fault(
+                "listed_by_name",
+                "Found by the model's name alone: its provider may charge something else.",
+            )
+        )
     if offer is not None and offer.varies:
-        notes.append("It depends on the hour of the day: these are the rates of this hour.")
+        notes.append(
+            Fault(
+                "listed_by_hour",
+                "It depends on the hour of the day: these are the rates of this hour.",
+            )
+        )
     state: Literal["unknown", "same", "different", "unpriced"] = "unknown"
     if suggested.rates:
         same = all(one.change == "unchanged" for one in compared)
@@ -130,7 +150,8 @@ def _suggestion(
         model=model.slug,
         state=state,
         source=None if offer is None else offer.source,
-        note=" ".join(notes) or None,
+        note=" ".join(map(str, notes)) or None,
+        notes=[Note(str(note), note.code, note.values) for note in notes],
         rates=[_shown(rate) for rate in suggested.rates],
         current_price_id=None if price is None else price.id,
         current_effective_from=None if price is None else price.effective_from,

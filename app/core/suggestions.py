@@ -14,6 +14,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from app.core.faults import Fault
 from app.core.pricing import Rate
 
 MILLION: Final = 10**6
@@ -56,7 +57,7 @@ class Suggested(msgspec.Struct, frozen=True):
     """Rates in our units, and what they leave out."""
 
     rates: tuple[Rate, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Fault, ...]
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -71,24 +72,48 @@ class Difference(msgspec.Struct, frozen=True):
 def suggest(listed: Mapping[str, Listed], endpoints: Collection[str]) -> Suggested:
     """Turn listed prices into rates; `endpoints` are those by which the model is called."""
     rates: dict[str, Rate] = {}
-    notes: list[str] = []
+    notes: list[Fault] = []
     above = sorted({price.above for price in listed.values() if price.above is not None})
     if above:
-        notes.append(f"It costs more above {above[0]} tokens of input: these are the rates below.")
+        notes.append(
+            Fault(
+                "listed_more_above",
+                "It costs more above {above} tokens of input: these are the rates below.",
+                above=above[0],
+            )
+        )
     for name, (unit, per) in LISTED.items():
         price = listed.get(name)
         if price is None:
             continue
         known = rates.setdefault(unit, Rate(unit, price.usd, per))
         if known.usd != price.usd:
-            notes.append(f"Also listed for {unit}, and left out: {name} at {price.usd}.")
+            notes.append(
+                Fault(
+                    "listed_twice",
+                    "Also listed for {unit}, and left out: {name} at {usd}.",
+                    unit=unit,
+                    name=name,
+                    usd=str(price.usd),
+                )
+            )
     left = sorted(listed.keys() - LISTED.keys())
     if left:
-        notes.append(f"Listed as well, but not counted here: {', '.join(left)}.")
+        notes.append(
+            Fault(
+                "listed_not_counted",
+                "Listed as well, but not counted here: {names}.",
+                names=", ".join(left),
+            )
+        )
     missing = sorted({METERED_IN[name] for name in endpoints if name in METERED_IN} - rates.keys())
     if missing and rates:
         notes.append(
-            f"Calls are counted by the {' and the '.join(missing)} as well, without a price here."
+            Fault(
+                "counted_not_listed",
+                "Calls are counted by {units} as well, without a price here.",
+                units=", ".join(missing),
+            )
         )
     return Suggested(tuple(rates.values()), tuple(notes))
 

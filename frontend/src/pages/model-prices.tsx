@@ -17,6 +17,7 @@ import {
 import { api, ok } from '@/api/client'
 import { useRefresh } from '@/api/queries'
 import { useWords } from '@/i18n'
+import { faultWords } from '@/i18n/errors'
 import { formatCount, readCount } from '@/lib/money'
 import { Button, IconButton, LinkButton } from '@/ui/button'
 import { SelectField, TextField } from '@/ui/field'
@@ -88,7 +89,7 @@ export function ModelPrices({ slug }: { slug: string }) {
 }
 
 function Suggested({ suggestion, onTake }: { suggestion: Suggestion; onTake: (() => void) | null }) {
-  const { t, language } = useWords()
+  const { t } = useWords()
   const text = useRateText()
   const marks = { unchanged: 'check', changed: 'edit', added: 'plus', removed: 'trash' } as const
   return (
@@ -107,8 +108,8 @@ function Suggested({ suggestion, onTake }: { suggestion: Suggestion; onTake: (()
       <div className="border-b border-line px-4 py-2.5 text-soft">
         {suggestion.state === 'same' ? t('adminPrices.sameAsSuggested') : t('adminPrices.suggestedHint')}{' '}
         {suggestion.source && t('adminPrices.source', { source: suggestion.source })}
-        {suggestion.note && (
-          <p lang="en">{language === 'en' ? suggestion.note : t('errors.said', { said: suggestion.note })}</p>
+        {suggestion.notes.length > 0 && (
+          <p>{suggestion.notes.map((one) => faultWords(one.code, one.values) ?? one.message).join(' ')}</p>
         )}
       </div>
       <DataTable
