@@ -20,7 +20,7 @@ import { TextField } from '@/ui/field'
 import { When } from '@/ui/format'
 import { Loading, Problem } from '@/ui/page'
 
-import { PASSWORD_LENGTH_MIN } from './password'
+import { FRESH, FreshPassword, alike } from './password'
 import { Outside } from './sign-in'
 
 /** What the server says of every link that cannot be used. */
@@ -90,13 +90,7 @@ function Refused({
   return children(t('invitation.title'), <Problem error={error} />)
 }
 
-const shape = z
-  .object({
-    name: z.string().check(z.trim()),
-    fresh: z.string().check(z.minLength(PASSWORD_LENGTH_MIN, 'short')),
-    again: z.string(),
-  })
-  .check(z.refine((given) => given.fresh === given.again, { path: ['again'], error: 'differs' }))
+const shape = z.object({ name: z.string().check(z.trim()), ...FRESH }).check(alike)
 
 type Fields = z.infer<typeof shape>
 
@@ -123,8 +117,6 @@ function Choose({ token, invitation }: { token: string; invitation: Schemas['Ope
   })
   const submit = form.handleSubmit((fields) => accept.mutateAsync(fields).catch(() => {}))
   const { errors } = form.formState
-  const words = (name: 'fresh' | 'again') =>
-    errors[name]?.message ? t(`password.errors.${errors[name].message}`) : undefined
   const refused = fieldError(accept.error, 'password') !== undefined
   const who = invitation.invited_by ?? t('invitation.admin')
   return (
@@ -172,21 +164,7 @@ function Choose({ token, invitation }: { token: string; invitation: Schemas['Ope
             {...form.register('name')}
           />
         )}
-        <TextField
-          label={t('password.fresh')}
-          type="password"
-          autoComplete="new-password"
-          hint={t('password.hint', { count: PASSWORD_LENGTH_MIN })}
-          error={words('fresh') ?? (refused ? t('password.errors.refused') : undefined)}
-          {...form.register('fresh')}
-        />
-        <TextField
-          label={t('password.again')}
-          type="password"
-          autoComplete="new-password"
-          error={words('again')}
-          {...form.register('again')}
-        />
+        <FreshPassword errors={errors} refused={refused} register={(name) => form.register(name)} />
         <Button type="submit" look="main" busy={accept.isPending}>
           {t('invitation.accept')}
         </Button>
