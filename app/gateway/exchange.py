@@ -79,9 +79,10 @@ from app.problems import (
 )
 from app.settings import Settings
 from app.store.answers import Answers, Fresh, Mismatch, Replay, Running
+from app.store.batch import Granted, Stale, Standing
 from app.store.chats import Chats
 from app.store.directory import Directory
-from app.store.ledger import Granted, Ledger, LedgerUnavailable, Stale, Standing
+from app.store.ledger import Ledger, LedgerUnavailable
 from app.store.spool import Answer
 from app.store.vault import Vault
 

@@ -55,7 +55,8 @@ from app.problems import (
     upstream_failed,
     upstream_timeout,
 )
-from app.store.ledger import Granted, LedgerUnavailable, Stale
+from app.store.batch import Granted, Stale
+from app.store.ledger import LedgerUnavailable
 from app.tasks import cancelled
 
 log = structlog.get_logger(__name__)

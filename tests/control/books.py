@@ -15,7 +15,8 @@ from app.core.preflight import Paths
 from app.core.refusals import Outcome
 from app.core.windows import Calendar, Window
 from app.ids import uuid7
-from app.store.ledger import Granted, Ledger
+from app.store.batch import Granted
+from app.store.ledger import Ledger
 from app.store.reconcile import reconcile
 from app.store.spool import Spool
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import structlog
 
-from app.store.ledger import Granted, LedgerUnavailable
+from app.store.batch import Granted
+from app.store.ledger import LedgerUnavailable
 from app.store.spool import Spool
 from tests.ledger.world import Call, running, until
 

@@ -19,9 +19,11 @@ from app.core.ledger import NOTHING, Actual, Grant, OpenDemand, OwnerKind, accou
 from app.core.refusals import Reason, Refusal
 from app.core.windows import Calendar
 from app.ids import uuid7
+from app.store.batch import Granted, Settled, Stale, Standing
 from app.store.catalogue import set_limit
 from app.store.database import Database
-from app.store.ledger import Answer, Granted, Ledger, LedgerUnavailable, Settled, Stale, Standing
+from app.store.ledger import Ledger, LedgerUnavailable
+from app.store.spool import Answer
 from app.worker import Worker
 from tests.ledger.world import ALLOCATION, KEY, MEMBER, OTHER, POOL, USD, Call, Rows, running, until
 

@@ -15,7 +15,8 @@ import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
 from app.core.ledger import Account, AccountKey, Actual, Meter
-from app.store.ledger import Granted, Ledger, Settled, encode
+from app.store.batch import Granted, Settled, encode
+from app.store.ledger import Ledger
 from app.store.reconcile import reconcile
 from app.store.spool import Spool
 from tests.ledger.machine import SHRINKING_S, SOAK, LedgerMachine, bounded

@@ -18,7 +18,8 @@ from psycopg_pool import AsyncConnectionPool
 
 from app.core.ledger import Actual, Settlement
 from app.store import migrate
-from app.store.ledger import Granted, Ledger, LedgerUnavailable, Settled
+from app.store.batch import Granted, Settled
+from app.store.ledger import Ledger, LedgerUnavailable
 from app.store.postgres import EmbeddedPostgres
 from app.store.spool import Entry, Spool
 from app.worker import Worker

@@ -15,9 +15,10 @@ import pytest
 from app.core.ledger import OwnerKind, account_key
 from app.core.windows import EPOCH, Period
 from app.ids import uuid7
+from app.store.batch import Granted
 from app.store.catalogue import set_limit
 from app.store.database import Database
-from app.store.ledger import Granted, Ledger, LedgerUnavailable
+from app.store.ledger import Ledger, LedgerUnavailable
 from app.store.reconcile import NAMED_MAX, Discrepancy, reconcile
 from tests.ledger.world import ALLOCATION, KEY, POOL, USD, Call, Rows, running
 

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from app.store import ledger
+from app.store import batch
 from tests.simulation.house import Audit, Gateway, House, Postgres, Row, eventually
 from tests.simulation.traffic import Load
 from tests.simulation.wire import Wire
@@ -226,13 +226,13 @@ class Schedule:
         self._wire().forget()
 
     async def _lose(self) -> None:
-        statement = self.random.choice((ledger.WRITE_HOLDS, ledger.WRITE_CALLS))
+        statement = self.random.choice((batch.WRITE_HOLDS, batch.WRITE_CALLS))
         how = {
             "arrives": self.random.random() < 0.5,
             "silent": self.random.random() < 0.3,
             "after_s": self.random.choice((0.0, 0.0, 1.0)),
         }
-        what = "reserve" if statement is ledger.WRITE_HOLDS else "settlement"
+        what = "reserve" if statement is batch.WRITE_HOLDS else "settlement"
         self._tell(f"the acknowledgement of a {what} is lost: {how}")
         self._wire().trap(statement, **how)
 

@@ -27,7 +27,7 @@ import msgspec
 import app.main  # noqa: F401 - what a server imports when it starts
 from app import cli
 from app.gateway import exchange
-from app.store import ledger, spool
+from app.store import batch, ledger, spool
 from app.store.pipe import Pipe
 from app.worker import Worker
 
@@ -233,14 +233,14 @@ def reaped(trap: Trap) -> None:
 
 
 POINTS: dict[str, Callable[[Trap], None]] = {
-    "reserve-before-commit": at_commit(ledger.WRITE_HOLDS, "before"),
-    "reserve-commit-sent": at_commit(ledger.WRITE_HOLDS, "sent"),
-    "reserve-committed": at_commit(ledger.WRITE_HOLDS, "after"),
+    "reserve-before-commit": at_commit(batch.WRITE_HOLDS, "before"),
+    "reserve-commit-sent": at_commit(batch.WRITE_HOLDS, "sent"),
+    "reserve-committed": at_commit(batch.WRITE_HOLDS, "after"),
     "before-forward": before_forward,
     "chunk": at_chunk,
-    "settle-before-commit": at_commit(ledger.WRITE_CALLS, "before"),
-    "settle-commit-sent": at_commit(ledger.WRITE_CALLS, "sent"),
-    "settle-committed": at_commit(ledger.WRITE_CALLS, "after"),
+    "settle-before-commit": at_commit(batch.WRITE_CALLS, "before"),
+    "settle-commit-sent": at_commit(batch.WRITE_CALLS, "sent"),
+    "settle-committed": at_commit(batch.WRITE_CALLS, "after"),
     "before-last-byte": at_last_byte("before"),
     "after-last-byte": at_last_byte("after"),
     "spool-before-write": in_spool_write(0.0),

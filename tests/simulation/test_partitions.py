@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from app.store import ledger
+from app.store import batch
 from app.store.directory import QUERY_S
 from tests.simulation.house import LOCKS_S, SLACK_S, Audit, Gateway, House, Tenant, eventually
 from tests.simulation.traffic import Load, a_client, call
 from tests.simulation.wire import wired
 
-RESERVE, SETTLE, LOCKS = ledger.WRITE_HOLDS, ledger.WRITE_CALLS, ledger.LOCK_SQL
+RESERVE, SETTLE, LOCKS = batch.WRITE_HOLDS, batch.WRITE_CALLS, batch.LOCK_SQL
 WAIT_S = 1
 """How long a call waits for PostgreSQL here; a round trip has two seconds more."""
 LEARNED_S = QUERY_S + SLACK_S
