@@ -9,6 +9,9 @@ import re
 import time
 from datetime import datetime
 
+_VERSION_AND_VARIANT = 7 << 76 | 2 << 62
+_OPEN = ~(15 << 76 | 3 << 62)
+"""All bits but those of the version and the variant."""
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
@@ -20,7 +23,6 @@ def is_id(text: str) -> bool:
 def uuid7(at: datetime | None = None) -> str:
     """Return a new UUIDv7 as text; its time is `at`, else now (in milliseconds)."""
     milliseconds = time.time_ns() // 1_000_000 if at is None else int(at.timestamp() * 1000)
-    text = f"{milliseconds:012x}{random.getrandbits(80):020x}"
-    # The version takes four bits and the variant two, of which the digits 8 to b are the top.
-    variant = "89ab"[int(text[16], 16) & 3]
-    return f"{text[:8]}-{text[8:12]}-7{text[13:16]}-{variant}{text[17:20]}-{text[20:]}"
+    number = (milliseconds << 80 | random.getrandbits(80)) & _OPEN | _VERSION_AND_VARIANT
+    text = f"{number:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

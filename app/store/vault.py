@@ -9,7 +9,7 @@ AES-256-GCM, bound to its row and version, so that sealed values cannot be swapp
 """
 
 import base64
-import hmac
+import hashlib
 import os
 import secrets
 
@@ -29,13 +29,20 @@ class Vault:
     """Digests and seals under one installation's secret."""
 
     def __init__(self, secret: bytes) -> None:
-        self._digest_key = _derive(secret, b"spendgate bearer digest")
+        key = _derive(secret, b"spendgate bearer digest").ljust(64, b"\0")
+        # Every call needs a digest. What HMAC does with the key is the same each time: to go on
+        # from there takes a third of the time of `hmac.digest`.
+        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in key))
+        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in key))
         self._seal = AESGCM(_derive(secret, b"spendgate credential seal"))
         self.fingerprint = _derive(secret, b"spendgate fingerprint").hex()[:16]
 
     def digest(self, bearer: str) -> bytes:
         """Return the digest under which a bearer secret is stored and looked up."""
-        return hmac.digest(self._digest_key, bearer.encode("utf-8", "surrogateescape"), "sha256")
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(bearer.encode("utf-8", "surrogateescape"))
+        outer.update(inner.digest())
+        return outer.digest()
 
     def csrf_token(self, session_token: str) -> str:
         """Return what proves, beside its cookie, that a request comes from a session's own page."""
