@@ -4,10 +4,12 @@ Owns the operations, the statements of the group commit, and the way from rows t
 Owns no connection and no decision: when a batch is sent, and what happens when PostgreSQL is away,
 is `store.ledger`; which call is admitted and what is booked is `core.ledger.Books`.
 
-A batch locks the touched account rows in the order of their ids, reads limits and holds under those
-locks, decides, and writes everything. Mostly that is known once the locks are won (`at_once`). If
-not, it says what stands in its way: accounts that do not exist yet (`missing`), accounts of a call
-that nobody locked (`wider`), or calls that may be in the books already (`questions`).
+A batch is decided on what this process believes, if it believes anything of all it touches
+(`believing`): then what to verify, to write and to commit is sent in one go. Else it goes the long
+way: it locks the touched account rows in the order of their ids, reads limits and holds under those
+locks, decides, and writes. Mostly that is known once the locks are won (`at_once`). If not, it says
+what stands in its way: accounts that do not exist yet (`missing`), accounts of a call that nobody
+locked (`wider`), or calls that may be in the books already (`questions`).
 
 Invariant: locks are taken in one order everywhere: accounts by id, then holds, then keys.
 """
@@ -43,6 +45,7 @@ from app.core.ledger import (
 )
 from app.core.refusals import Outcome, Reason, Refusal
 from app.core.windows import EPOCH
+from app.store.beliefs import Beliefs
 from app.store.pipe import Command
 from app.store.rolling import SLIDE_SQL
 from app.store.spool import Answer
@@ -76,7 +79,9 @@ SELECT
     (SELECT json_agg(json_build_object(
         'id', id, 'owner_id', owner_id, 'meter', meter, 'window', window_kind,
         'threshold', threshold, 'percent', percent))::text
-     FROM alert_rules WHERE owner_id = ANY($3::uuid[]) AND enabled)
+     FROM alert_rules WHERE owner_id = ANY($3::uuid[]) AND enabled),
+    (SELECT string_agg(owner_id::text, ',')
+     FROM limits WHERE owner_id = ANY($3::uuid[]) AND topped_until > now())
 """
 
 SLIDE = SLIDE_SQL.format(ids="$1::uuid[]").encode()
@@ -218,12 +223,15 @@ class Settled(msgspec.Struct, frozen=True, gc=False):
 class Operation:
     """One queued operation and the waiter for its result."""
 
-    __slots__ = ("careful", "created", "future")
+    __slots__ = ("careful", "created", "doubted", "future")
 
     def __init__(self) -> None:
         self.created = time.monotonic()
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.careful = False
+        """Whether it may have been done before, or may spoil its batch."""
+        self.doubted = False
+        """Whether it was decided on a belief that was wrong: then it goes the long way."""
 
     def done(self, result: object) -> None:
         if not self.future.done():
@@ -292,6 +300,7 @@ class Batch:
         self,
         ops: Sequence[Operation],
         *,
+        beliefs: Beliefs,
         around: Surroundings,
         widened: Mapping[str, Iterable[str]],
         known_events: Container[str],
@@ -305,6 +314,8 @@ class Batch:
         """What was decided, true once it is committed."""
         self.told: list[Told] = []
         self.decided = False
+        self._beliefs = beliefs
+        self._books: Books | None = None
         self._around = around
         self._known_events = known_events
         self._hold_deadline = hold_deadline
@@ -354,6 +365,52 @@ class Batch:
     def _name(self, account_ids: Iterable[str]) -> None:
         for account_id in account_ids:
             self.accounts.setdefault(account_id, None)
+
+    # On beliefs
+
+    def believing(self) -> list[Command] | None:
+        """Decide on what is believed; return the whole transaction, which verifies that first.
+
+        It fails with a division by zero if a belief is wrong: then `refuted` is to be told, and
+        another batch of the same operations goes the long way. None if something is not believed,
+        or never is: whatever is out of the ordinary.
+        """
+        if self._looked or self._careful or self._one_shots or self.unknown:
+            return None
+        if any(key.window.startswith("rolling:") for key in self._keys.values()):
+            return None
+        version = self._beliefs.version
+        for op in self.ops:
+            if op.careful or op.doubted or (isinstance(op, Reserve) and op.version != version):
+                return None
+        if len(set(self._expected)) < len(self._expected):
+            return None
+        believed = self._beliefs.of(self.accounts, [*self.owners], self._expected)
+        if believed is None:
+            return None
+        for hold in believed.holds:
+            if any(id not in self.accounts for id in hold.account_ids):
+                return None
+        books = Books(
+            believed.accounts,
+            believed.limits,
+            believed.holds,
+            keys=self._keys,
+            rules=believed.rules,
+            around=self._around,
+        )
+        return [(b"BEGIN", ()), *believed.verify, *self._decide(books, version, set())]
+
+    def refuted(self) -> None:
+        """Be told that a belief was wrong."""
+        self._beliefs.refuted(self.accounts)
+        for op in self.ops:
+            op.doubted = True
+
+    def committed(self) -> None:
+        """Be told that what was decided is true."""
+        assert self._books is not None
+        self._beliefs.committed(self._books, self._settled)
 
     # Before the locks
 
@@ -432,13 +489,14 @@ class Batch:
             _join(op, [text(opened, row) for row in range(opened.ntuples)], self._booked)
 
     def decide(self) -> list[Command]:
-        """Decide every operation; return what to write, with the commit."""
+        """Decide every operation on what was found; return what to write, with the commit."""
         _, locked, read, *more = self._found
         usable: set[str] = set()
         if self._one_shots:
             usable = {text(more[0], row) for row in range(more[0].ntuples)}
+        accounts = [_account(locked, row) for row in range(locked.ntuples)]
         books = Books(
-            [_account(locked, row) for row in range(locked.ntuples)],
+            accounts,
             _decode_limits(read.get_value(0, 1) or b"null") or [],
             [*self._ended, *self._kept],
             list(self._booked.values()),
@@ -446,14 +504,26 @@ class Batch:
             rules=_decode_rules(read.get_value(0, 4) or b"null") or [],
             around=self._around,
         )
+        version = int(read.get_value(0, 0) or b"0")
+        rolling = set(self._sliding)
+        self._beliefs.found(
+            version,
+            [account for account in accounts if account.id not in rolling],
+            self.owners,
+            books,
+            topped=text(read, 0, 5).split(","),
+        )
         if self._sliding:
             _slide(books, more[-1])
+        return self._decide(books, version, usable)
+
+    def _decide(self, books: Books, version: int, usable: set[str]) -> list[Command]:
         answers: list[dict[str, object]] = []
         used_keys: list[str] = []
-        version = int(read.get_value(0, 0) or b"0")
         self.results = _decided(self.ops, books, version, usable, used_keys, answers)
         self.told = list(books.told)
         self.decided = True
+        self._books = books
         return self._writes(books, used_keys, answers)
 
     def _writes(

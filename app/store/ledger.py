@@ -5,9 +5,10 @@ it, and what happens to queued operations when PostgreSQL is away. Owns neither 
 PostgreSQL (`store.batch`) nor a decision (`core.ledger.Books`).
 
 Every process runs one loop. It takes every queued operation, locks the touched account rows in the
-order of their ids, reads limits and holds under those locks, decides, writes everything with one
-statement, commits, answers the waiters, and starts again: batch size follows load, and an idle
-system answers at once. A batch is two round trips.
+order of their ids, reads limits and holds under those locks, decides, writes everything, commits,
+answers the waiters, and starts again: batch size follows load, and an idle system answers at once.
+A batch is two round trips; or one, if it can be decided on what this process read or wrote last,
+which PostgreSQL then verifies under the locks (`store.beliefs`).
 
 Invariants:
 
@@ -55,6 +56,7 @@ from app.store.batch import (
     keys_in,
     text,
 )
+from app.store.beliefs import Beliefs
 from app.store.pipe import Pipe
 from app.store.spool import Answer, Entry, Spool
 from app.tasks import cancelled
@@ -92,9 +94,15 @@ RETURNING h.call_id, h.stopped
 OPTIONS = (
     # A replica that stalls with locks in its hands must not stall the others.
     "-c lock_timeout=4s -c idle_in_transaction_session_timeout=5s"
+    # Nor must one whose host is gone in the middle of a message, to which that does not apply.
+    " -c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3"
     # The statements are few and find everything by id: planning them anew costs as much as running.
     " -c plan_cache_mode=force_generic_plan"
 )
+
+# The same over a network that is there and lets nothing through; PostgreSQL 17 and newer.
+LIMIT_TRANSACTIONS = b"SET transaction_timeout = '6s'"
+LIMITS_TRANSACTIONS = 170000
 
 EVENTS_KNOWN = 1000
 
@@ -136,7 +144,12 @@ class Ledger:
         self.on_booked: Callable[[Iterable[str | None]], None] | None = None
         """Told the owners that a committed batch has touched."""
         self.batches = 0
+        self.believed = 0
+        """Of these, how many were decided on beliefs."""
+        self.refuted = 0
+        """How many more were, and had to be decided again."""
         self.operations = 0
+        self._beliefs = Beliefs()
         self._queue: deque[Operation] = deque()
         self._batch: Batch | None = None
         self._wake = asyncio.Event()
@@ -292,6 +305,7 @@ class Ledger:
     def _batch_of(self, ops: Sequence[Operation]) -> Batch:
         return Batch(
             ops,
+            beliefs=self._beliefs,
             around=self.around,
             widened=self._widened,
             known_events=self._known_events,
@@ -368,6 +382,19 @@ class Ledger:
     async def _commit(self, batch: Batch) -> None:
         pipe = self._pipe
         assert pipe is not None
+        verified = batch.believing()
+        if verified is not None:
+            try:
+                await pipe.run(verified)
+            except psycopg.errors.DivisionByZero:
+                await self._rollback()
+                self.refuted += 1
+                batch.refuted()
+                self._queue.extendleft(reversed(batch.ops))
+            else:
+                self.believed += 1
+                self._done(batch)
+            return
         if unknown := batch.unknown:
             [keys] = await pipe.run([(KEYS_SQL, [array(unknown)])])
             batch.learn(keys_in(keys))
@@ -391,6 +418,7 @@ class Ledger:
 
     def _done(self, batch: Batch) -> None:
         """Tell everybody what has become true."""
+        batch.committed()
         self.batches += 1
         self.operations += len(batch.ops)
         if self.on_booked is not None:
@@ -426,7 +454,10 @@ class Ledger:
     async def _connect(self) -> bool:
         await self._disconnect()
         try:
-            self._pipe = await Pipe.open(self.dsn, options=OPTIONS)
+            self._pipe = pipe = await Pipe.open(self.dsn, options=OPTIONS)
+            if pipe.server_version >= LIMITS_TRANSACTIONS:
+                async with asyncio.timeout(self.wait_s):
+                    await pipe.run([(LIMIT_TRANSACTIONS, ())])
         except (psycopg.Error, OSError) as error:
             self._went_down()
             log.debug("ledger_connect_failed", error=type(error).__name__)

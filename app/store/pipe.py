@@ -120,6 +120,11 @@ class Pipe:
         self._waiter.set_result(self._results)
 
     @property
+    def server_version(self) -> int:
+        """PostgreSQL's version as libpq writes it, such as 180006."""
+        return self._pg.server_version
+
+    @property
     def broken(self) -> bool:
         """Whether the connection is known to be gone."""
         return self._fd < 0

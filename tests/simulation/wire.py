@@ -34,6 +34,8 @@ class Trap:
     """Whether the connection then stays, and nothing comes over it; else it is cut."""
     after_s: float = 0.0
     """How late it arrives, if it does; then whoever sent it may have gone."""
+    short_by: int = 0
+    """How many bytes of it are missing at its end, if it arrives."""
     left: int = 1
     sprung: threading.Event = field(default_factory=threading.Event)
     delivered: threading.Event = field(default_factory=threading.Event)
@@ -177,6 +179,8 @@ class Wire:
     def _heal(self) -> None:
         self._refusing = self._silent = False
         for link in [link for link in self._links if link.silent]:
+            # Over a silent connection the server did not learn that the client is gone.
+            self._links.discard(link)
             link.cut()
 
     def _cut(self) -> None:
@@ -231,8 +235,10 @@ class Wire:
         except* OSError:
             pass
         finally:
-            self._links.discard(link)
-            link.cut()
+            link.client.transport.abort()
+            if not link.silent:
+                self._links.discard(link)
+                link.cut()
 
     async def _forth(self, reader: asyncio.StreamReader, link: Link) -> None:
         frontend = Frontend()
@@ -262,7 +268,7 @@ class Wire:
         link.deaf = True
         if trap.arrives:
             await asyncio.sleep(trap.after_s)
-            link.server.write(round_trip)
+            link.server.write(round_trip[: len(round_trip) - trap.short_by])
             await link.server.drain()
             # What it answers is lost; it has to have had the time to do it, though.
             await asyncio.sleep(0.3)

@@ -1,0 +1,338 @@
+"""What a process believes spares a round trip; what is not so any more is never decided on."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import psycopg
+import pytest
+
+from app.core.ledger import account_key
+from app.core.refusals import Reason, Refusal
+from app.core.windows import Calendar
+from app.store import top_ups
+from app.store.batch import Granted, Stale
+from app.store.catalogue import set_limit
+from app.store.database import Database
+from app.store.ledger import Ledger
+from tests.ledger.world import ALLOCATION, KEY, MEMBER, OTHER, USD, Call, Rows, running, until
+
+CAP = 100 * USD
+
+
+@pytest.fixture
+async def rows(database_url: str) -> Rows:
+    rows = Rows(database_url)
+    await rows.limit("usd", CAP)
+    return rows
+
+
+@pytest.fixture
+async def ledger(rows: Rows, database_url: str, tmp_path: Path) -> AsyncIterator[Ledger]:
+    async with running(database_url, tmp_path / "spool") as ledger:
+        yield ledger
+
+
+@pytest.fixture
+async def second(rows: Rows, database_url: str, tmp_path: Path) -> AsyncIterator[Ledger]:
+    """The ledger of another replica."""
+    async with running(database_url, tmp_path / "spool") as ledger:
+        yield ledger
+
+
+async def believing(ledger: Ledger, version: int = 0) -> None:
+    """Let it charge the allocation until it believes what it knows of it."""
+    before = ledger.believed
+    for _ in range(8):
+        call = Call(nano=USD)
+        assert isinstance(await call.reserve(ledger, version), Granted)
+        await call.settle(ledger, 7, USD)
+        if ledger.believed >= before + 2:
+            return
+    raise AssertionError("nothing is believed")
+
+
+async def used(rows: Rows) -> int:
+    amount: int = await rows.one(
+        "SELECT used_nano + held_nano FROM accounts WHERE owner_id = %s", ALLOCATION
+    )
+    return amount
+
+
+# ------------------------------------------------------------------------------ what it is good for
+
+
+async def test_what_is_believed_and_verified_is_one_round_trip(rows: Rows, ledger: Ledger) -> None:
+    await believing(ledger)
+    batches, believed = ledger.batches, ledger.believed
+    pipe = ledger._pipe
+    assert pipe is not None
+    trips = 0
+    send = pipe._send
+
+    def counted(*arguments: object) -> None:
+        nonlocal trips
+        trips += 1
+        send(*arguments)  # type: ignore[arg-type]
+
+    pipe._send = counted  # type: ignore[method-assign]
+    for _ in range(5):
+        call = Call(nano=USD)
+        await call.reserve(ledger)
+        await call.settle(ledger, 7, USD)
+    assert (ledger.batches - batches, ledger.believed - believed, trips) == (10, 10, 10)
+    await rows.assert_sound()
+
+
+async def test_under_load_all_but_the_first_batches_are_believed(
+    rows: Rows, ledger: Ledger
+) -> None:
+    async def several() -> None:
+        for _ in range(20):
+            call = Call(nano=USD // 1000)
+            await call.reserve(ledger)
+            await call.settle(ledger, 7, USD // 2000)
+
+    await asyncio.gather(*(several() for _ in range(16)))
+    assert ledger.believed > ledger.batches * 0.8
+    assert await used(rows) == 320 * USD // 2000
+    await rows.assert_sound()
+
+
+# ----------------------------------------------------------------------- what is not so any more
+
+
+async def test_what_another_replica_used_is_seen(
+    rows: Rows, ledger: Ledger, second: Ledger
+) -> None:
+    await believing(ledger)
+    rest = CAP - await used(rows)
+    assert isinstance(await Call(nano=rest).reserve(second), Granted)
+    refused = await Call(nano=1).reserve(ledger)
+    assert isinstance(refused, Refusal)
+    assert refused.reason is Reason.RESERVED
+    await rows.assert_sound(at_rest=False)
+
+
+async def test_a_lowered_cap_refuses_and_a_raised_or_lifted_one_admits(
+    rows: Rows, ledger: Ledger
+) -> None:
+    await believing(ledger)
+    await rows.all("UPDATE limits SET amount = %s", await used(rows))
+    assert isinstance(await Call(nano=1).reserve(ledger), Refusal)
+    for amount in (10 * CAP, None):
+        await rows.all("UPDATE limits SET amount = %s", CAP)
+        await believing(ledger)
+        await rows.all("UPDATE limits SET amount = %s", amount)
+        call = Call(nano=CAP)
+        assert isinstance(await call.reserve(ledger), Granted)
+        await call.void(ledger)
+    await rows.assert_sound(at_rest=False)
+
+
+async def test_a_cap_that_is_added_counts(rows: Rows, ledger: Ledger) -> None:
+    await believing(ledger)
+    await rows.limit("tokens", 1)
+    refused = await Call().reserve(ledger)
+    assert isinstance(refused, Refusal)
+    assert refused.shortfall is not None
+    assert refused.shortfall.meter == "tokens"
+
+
+async def test_a_top_up_admits_while_it_lasts_and_is_never_believed(
+    rows: Rows, ledger: Ledger
+) -> None:
+    await believing(ledger)
+    account = Call().path[0]
+    now = datetime.now(UTC)
+    database = Database(rows.dsn)
+    try:
+        await database.transaction(
+            lambda connection: top_ups.add(
+                connection,
+                account,
+                id=str(UUID(int=99)),
+                meter="usd",
+                amount=50 * USD,
+                reason="a launch",
+                at=now,
+                expires_at=now + timedelta(seconds=3),
+                actor="admin",
+                request_id=None,
+            )
+        )
+    finally:
+        await database.close()
+    rest = CAP - await used(rows)
+    believed = ledger.believed
+    held = Call(nano=rest + 40 * USD)
+    assert isinstance(await held.reserve(ledger), Granted)
+    for _ in range(6):
+        call = Call(nano=USD)
+        assert isinstance(await call.reserve(ledger), Granted)
+        await call.void(ledger)
+    assert (ledger.believed, ledger.refuted) == (believed, 1), "only what it had believed before"
+    await asyncio.sleep((now + timedelta(seconds=3.1) - datetime.now(UTC)).total_seconds())
+    assert isinstance(await Call(nano=1).reserve(ledger), Refusal)
+
+
+async def test_a_call_on_an_outdated_directory_is_sent_back(rows: Rows, ledger: Ledger) -> None:
+    await believing(ledger)
+    await rows.all("INSERT INTO members (id, email) VALUES (%s, 'ann@example.com')", MEMBER)
+    assert await Call().reserve(ledger, 0) == Stale(1)
+    assert isinstance(await Call().reserve(ledger, 1), Granted)
+
+
+async def test_a_threshold_that_is_added_or_changed_is_told(rows: Rows, ledger: Ledger) -> None:
+    await believing(ledger)
+    await rows.all(
+        "INSERT INTO destinations (id, kind, name, address)"
+        " VALUES (%s, 'email', 'us', 'us@example.com')",
+        KEY,
+    )
+    await rows.all(
+        "INSERT INTO alert_rules"
+        " (id, destination_id, owner, owner_id, meter, window_kind, threshold, percent)"
+        " VALUES (%s, %s, 'allocation', %s, 'usd', 'month', %s, false)",
+        OTHER,
+        KEY,
+        ALLOCATION,
+        await used(rows) + USD,
+    )
+    call = Call(nano=2 * USD)
+    await call.reserve(ledger)
+    await call.settle(ledger, 7, 2 * USD)
+    assert await rows.one("SELECT count(*) FROM events") == 1
+    await believing(ledger)
+    await rows.all("UPDATE alert_rules SET threshold = %s", await used(rows) + USD)
+    call = Call(nano=2 * USD)
+    await call.reserve(ledger)
+    await call.settle(ledger, 7, 2 * USD)
+    assert await rows.one("SELECT count(*) FROM events") == 2
+
+
+async def test_a_call_that_was_recovered_elsewhere_is_billed_once(
+    rows: Rows, ledger: Ledger, second: Ledger
+) -> None:
+    await believing(ledger)
+    before = await used(rows)
+    call = Call(nano=USD)
+    await call.reserve(ledger)
+    await rows.all("UPDATE holds SET deadline = now() - interval '1 second'")
+    assert await second.recover(call.id, call.facts.account_ids) == "booked"
+    settled = await call.settle(ledger, 7, USD // 4)
+    assert settled.booking == "adjusted"
+    assert await used(rows) == before + USD // 4
+    await rows.assert_sound()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM holds",
+        "UPDATE holds SET tokens = tokens - 1",
+        "UPDATE holds SET nano = nano - 1",
+        "UPDATE holds SET nano = NULL",
+        "UPDATE holds SET account_ids = '{}'",
+    ],
+)
+async def test_a_hold_that_is_not_as_it_was_left_is_looked_at_again(
+    rows: Rows, ledger: Ledger, change: str
+) -> None:
+    await believing(ledger)
+    call = Call(nano=USD)
+    await call.reserve(ledger)
+    believed = ledger.believed
+    await rows.all(change)
+    await call.settle(ledger, 7, USD)
+    assert (ledger.believed, ledger.refuted) == (believed, 1)
+    assert await rows.one("SELECT count(*) FROM calls WHERE id = %s", call.id) == 1
+
+
+async def test_what_was_decided_and_not_written_is_not_believed(rows: Rows, ledger: Ledger) -> None:
+    await believing(ledger)
+    call = Call(nano=USD)
+    await call.reserve(ledger)
+    with pytest.raises(psycopg.DataError):
+        await ledger.settle(call.settlement(error_message="\0"), call.path)
+    believed = ledger.believed
+    assert isinstance(await Call(nano=USD).reserve(ledger), Granted)
+    assert (ledger.believed, ledger.refuted) == (believed + 1, 0)
+
+
+async def test_a_refusal_on_an_outdated_directory_is_recorded(rows: Rows, ledger: Ledger) -> None:
+    """It touches no account, so that there is none to be less sure of."""
+    await believing(ledger)
+    await rows.all("INSERT INTO members (id, email) VALUES (%s, 'ann@example.com')", MEMBER)
+    refused = Call(owners=())
+    settlement = refused.settlement(0, 0, outcome="rejected_inactive")
+    assert (await ledger.settle(settlement, ())).booking == "booked"
+    assert (await rows.booked())[refused.id] == "rejected_inactive"
+
+
+async def test_a_limit_that_is_added_while_a_call_runs_counts_it(
+    rows: Rows, ledger: Ledger
+) -> None:
+    await believing(ledger)
+    call = Call(nano=USD)
+    await call.reserve(ledger)
+    period = Calendar(ZoneInfo("UTC")).period("day", call.facts.started_at)
+    day = account_key("allocation", ALLOCATION, "day", period)
+    database = Database(rows.dsn)
+    try:
+        await database.transaction(
+            lambda connection: set_limit(
+                connection, day, "usd", CAP, datetime.now(UTC), charged=call.path
+            )
+        )
+    finally:
+        await database.close()
+    await call.settle(ledger, 7, USD // 2)
+    spent = dict(await rows.all("SELECT window_kind, used_nano FROM accounts"))
+    assert spent["day"] == spent["month"] == await used_in_calls(rows)
+    await rows.assert_sound()
+
+
+async def used_in_calls(rows: Rows) -> int:
+    amount: int = await rows.one("SELECT sum(cost_nano)::bigint FROM calls")
+    return amount
+
+
+async def test_what_changes_while_the_locks_are_waited_for_is_seen(
+    rows: Rows, ledger: Ledger
+) -> None:
+    """The rows that were believed were so when PostgreSQL began to look, and not when it got them."""
+    await believing(ledger)
+    believed = ledger.believed
+    async with await psycopg.AsyncConnection.connect(rows.dsn) as other:
+        await other.execute("UPDATE accounts SET used_nano = %s", [CAP])
+        waiting = asyncio.create_task(Call(nano=1).reserve(ledger))
+        await until(lambda: rows.one("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+        await other.execute("UPDATE limits SET amount = amount + 1")
+        await other.commit()
+    assert isinstance(await waiting, Granted), "there is one nano-USD more"
+    assert isinstance(await Call(nano=1).reserve(ledger), Refusal)
+    assert ledger.believed == believed
+
+
+async def test_replicas_that_charge_one_account_do_not_go_by_what_they_believe(
+    rows: Rows, ledger: Ledger, second: Ledger
+) -> None:
+    """Nearly every belief would be wrong, and cost a round trip more; the cap holds to the cent."""
+    served = 0
+
+    async def several(ledger: Ledger) -> None:
+        nonlocal served
+        for _ in range(30):
+            call = Call(nano=USD)
+            if isinstance(await call.reserve(ledger), Granted):
+                served += 1
+                await call.settle(ledger, 7, USD)
+
+    await asyncio.gather(*(several(one) for one in (ledger, second) for _ in range(4)))
+    assert served == 100
+    assert await used(rows) == CAP
+    await rows.assert_sound()
