@@ -181,8 +181,11 @@ class Beliefs:
         for owner in owners:
             if owner in topped:
                 self._terms.pop(owner, None)
-            else:
-                self._terms[owner] = _Terms(books.limits.get(owner, []), books.rules.get(owner, []))
+                continue
+            limits, rules = books.limits.get(owner, []), books.rules.get(owner, [])
+            known = self._terms.get(owner)
+            if known is None or known.limits != limits or known.rules != rules:
+                self._terms[owner] = _Terms(limits, rules)
 
     def committed(self, books: Books, settled: Iterable[str]) -> None:
         """Take in what was written."""
