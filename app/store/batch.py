@@ -46,7 +46,7 @@ from app.core.ledger import (
 from app.core.refusals import Outcome, Reason, Refusal
 from app.core.windows import EPOCH
 from app.store.beliefs import Beliefs
-from app.store.pipe import Command
+from app.store.pipe import Command, array
 from app.store.rolling import SLIDE_SQL
 from app.store.spool import Answer
 
@@ -377,8 +377,6 @@ class Batch:
         """
         if self._looked or self._careful or self._one_shots or self.unknown:
             return None
-        if any(key.window.startswith("rolling:") for key in self._keys.values()):
-            return None
         version = self._beliefs.version
         for op in self.ops:
             if op.careful or op.doubted or (isinstance(op, Reserve) and op.version != version):
@@ -616,11 +614,6 @@ def _decided(
     results.extend((op, Settled(one, standing.of(op.accounts))) for op, one in booked)
     results.extend((op, Granted(one, standing.of(op.demand.accounts))) for op, one in granted)
     return results
-
-
-def array(ids: Iterable[str]) -> bytes:
-    """Write ids as an array literal; they are UUIDs, so nothing needs quoting."""
-    return b"{" + ",".join(ids).encode() + b"}"
 
 
 def text(result: PGresult, row: int, column: int = 0) -> str:

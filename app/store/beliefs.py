@@ -16,8 +16,8 @@ import copy
 from collections.abc import Container, Iterable, Sequence
 
 from app.core.alerts import Rule
-from app.core.ledger import Account, Books, Hold, Limit, RollingAccount
-from app.store.pipe import Command
+from app.core.ledger import Account, Books, Hold, Limit
+from app.store.pipe import Command, array
 
 KNOWN_MAX = 100_000
 TRUSTED = 1
@@ -98,7 +98,6 @@ class Believed:
         owners: Iterable[str],
         holds: list[Hold],
     ) -> None:
-        self.version = version
         self.accounts = accounts
         self.limits = [limit for one in terms for limit in one.limits]
         self.rules = [rule for one in terms for rule in one.rules]
@@ -106,15 +105,15 @@ class Believed:
         self.verify: list[Command] = [
             (
                 VERIFY_ACCOUNTS,
-                [_array([one.id for one in accounts]), _array([_state(one) for one in accounts])],
+                [array([one.id for one in accounts]), array([_state(one) for one in accounts])],
             ),
             (
                 VERIFY_REST,
                 [
-                    _array([hold.call_id for hold in holds]),
-                    _array([_hold_state(hold) for hold in holds]),
-                    _array(owners),
-                    _array([line for one in terms for line in one.lines]),
+                    array([hold.call_id for hold in holds]),
+                    array([_hold_state(hold) for hold in holds]),
+                    array(owners),
+                    array([line for one in terms for line in one.lines]),
                     b"%d" % version,
                 ],
             ),
@@ -167,7 +166,7 @@ class Beliefs:
         *,
         topped: Container[str],
     ) -> None:
-        """Take in what the locks found, before anything is decided."""
+        """Take in what the locks found, before anything is decided; no rolling accounts."""
         self._version = version
         for account in accounts:
             standing = self._accounts.get(account.id)
@@ -192,9 +191,7 @@ class Beliefs:
         for id in books.touched:
             account = books.accounts[id]
             standing = self._accounts.get(id)
-            if isinstance(account, RollingAccount):
-                self._accounts.pop(id, None)
-            elif standing is not None:
+            if standing is not None:
                 standing.account = account
         for id in settled:
             self._holds.pop(id, None)
@@ -226,8 +223,3 @@ def _state(account: Account) -> str:
 def _hold_state(hold: Hold) -> str:
     nano = "-" if hold.nano is None else hold.nano
     return f"{hold.tokens}|{nano}|{'|'.join(hold.account_ids)}"
-
-
-def _array(texts: Iterable[str]) -> bytes:
-    """Write an array literal of ids, numbers and names, none of which needs quoting."""
-    return b"{" + ",".join(texts).encode() + b"}"

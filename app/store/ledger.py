@@ -51,13 +51,12 @@ from app.store.batch import (
     Settle,
     Settled,
     Stale,
-    array,
     encode,
     keys_in,
     text,
 )
 from app.store.beliefs import Beliefs
-from app.store.pipe import Pipe
+from app.store.pipe import Pipe, array
 from app.store.spool import Answer, Entry, Spool
 from app.tasks import cancelled
 

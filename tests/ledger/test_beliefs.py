@@ -1,7 +1,7 @@
 """What a process believes spares a round trip; what is not so any more is never decided on."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
@@ -9,15 +9,17 @@ from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
+from msgspec import structs
 
 from app.core.ledger import account_key
 from app.core.refusals import Reason, Refusal
-from app.core.windows import Calendar
+from app.core.windows import EPOCH, Calendar, Period
 from app.store import top_ups
 from app.store.batch import Granted, Stale
 from app.store.catalogue import set_limit
 from app.store.database import Database
 from app.store.ledger import Ledger
+from app.store.pipe import Command
 from tests.ledger.world import ALLOCATION, KEY, MEMBER, OTHER, USD, Call, Rows, running, until
 
 CAP = 100 * USD
@@ -65,7 +67,9 @@ async def used(rows: Rows) -> int:
 # ------------------------------------------------------------------------------ what it is good for
 
 
-async def test_what_is_believed_and_verified_is_one_round_trip(rows: Rows, ledger: Ledger) -> None:
+async def test_what_is_believed_and_verified_is_one_round_trip(
+    rows: Rows, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await believing(ledger)
     batches, believed = ledger.batches, ledger.believed
     pipe = ledger._pipe
@@ -73,12 +77,12 @@ async def test_what_is_believed_and_verified_is_one_round_trip(rows: Rows, ledge
     trips = 0
     send = pipe._send
 
-    def counted(*arguments: object) -> None:
+    def counted(commands: Sequence[Command]) -> None:
         nonlocal trips
         trips += 1
-        send(*arguments)  # type: ignore[arg-type]
+        send(commands)
 
-    pipe._send = counted  # type: ignore[method-assign]
+    monkeypatch.setattr(pipe, "_send", counted)
     for _ in range(5):
         call = Call(nano=USD)
         await call.reserve(ledger)
@@ -177,6 +181,28 @@ async def test_a_top_up_admits_while_it_lasts_and_is_never_believed(
     assert (ledger.believed, ledger.refuted) == (believed, 1), "only what it had believed before"
     await asyncio.sleep((now + timedelta(seconds=3.1) - datetime.now(UTC)).total_seconds())
     assert isinstance(await Call(nano=1).reserve(ledger), Refusal)
+
+
+async def test_a_rolling_window_moves_by_itself_and_is_never_believed(
+    rows: Rows, ledger: Ledger
+) -> None:
+    window = account_key("key", KEY, "rolling:1h", Period(EPOCH, None))
+    await rows.all(
+        "INSERT INTO limits (owner_id, meter, window_kind, owner, amount)"
+        " VALUES (%s, 'usd', 'rolling:1h', 'key', %s)",
+        KEY,
+        CAP,
+    )
+    for nano in [USD] * 6 + [CAP] * 6:
+        call = Call(nano=nano)
+        call.path = (*call.path, window)
+        call.facts = structs.replace(call.facts, account_ids=tuple(key.id for key in call.path))
+        call.demand = structs.replace(call.demand, accounts=call.path)
+        # Who is refused changes nothing, so that the window is found as it was left.
+        if isinstance(await call.reserve(ledger), Granted):
+            await call.settle(ledger, 7, USD)
+    assert (ledger.believed, ledger.refuted) == (0, 0)
+    await rows.assert_sound()
 
 
 async def test_a_call_on_an_outdated_directory_is_sent_back(rows: Rows, ledger: Ledger) -> None:

@@ -87,9 +87,11 @@ async def test_a_reserve_that_arrives_when_its_call_is_over_leaves_no_hold(
         )
 
 
+@pytest.mark.parametrize("mid_sentence", [False, True], ids=["between", "mid-sentence"])
 async def test_a_gateway_cut_off_with_locks_in_its_hands_stalls_the_others_for_seconds_only(
-    house: House,
+    house: House, mid_sentence: bool
 ) -> None:
+    """PostgreSQL waits for what to write; or, with all of it written, for the end of the commit."""
     tenant = house.tenant()
     with wired(house) as wire:
         lost = await house.gateway("lost", ledger_wait_s=WAIT_S).start()
@@ -97,39 +99,12 @@ async def test_a_gateway_cut_off_with_locks_in_its_hands_stalls_the_others_for_s
         other = await house.gateway("other").start()
         async with a_client() as client:
             sent = [await call(client, lost, tenant, "chat")]
-            # What it believes is not so any more: it has to lock, and look.
-            sent.append(await call(client, other, tenant, "chat"))
-            wire.trap(LOCKS, arrives=True, silent=True)
-            going = asyncio.create_task(call(client, lost, tenant, "chat"))
-            await eventually(lambda: bool(house.rows(LOCKED)), within=5)
-            wire.silence()
-            began = time.monotonic()
-            await eventually(lambda: _whole(client, other, tenant, sent), within=LOCKS_S + SLACK_S)
-            assert time.monotonic() - began < LOCKS_S + SLACK_S
-            sent.append(await going)
-        assert sent[-1].code == "ledger_unavailable"
-        wire.heal()
-        await eventually(lambda: lost.spooled() == 0, within=10)
-        await Audit(house, sent).check()
-
-
-LOCKED = (
-    "SELECT 1 FROM pg_stat_activity WHERE state = 'idle in transaction' AND query LIKE '%%kept%%'"
-)
-
-
-async def test_a_gateway_cut_off_in_mid_sentence_stalls_the_others_for_seconds_only(
-    house: House,
-) -> None:
-    """PostgreSQL has the locks, has written everything, and waits for the end of the commit."""
-    tenant = house.tenant()
-    with wired(house) as wire:
-        lost = await house.gateway("lost", ledger_wait_s=WAIT_S).start()
-        house.dsn = house.direct
-        other = await house.gateway("other").start()
-        async with a_client() as client:
-            sent = [await call(client, lost, tenant, "chat")]
-            trap = wire.trap(RESERVE, arrives=True, silent=True, short_by=20)
+            if mid_sentence:
+                trap = wire.trap(RESERVE, arrives=True, silent=True, short_by=20)
+            else:
+                # What it believes is not so any more: it has to lock, and look.
+                sent.append(await call(client, other, tenant, "chat"))
+                trap = wire.trap(LOCKS, arrives=True, silent=True)
             going = asyncio.create_task(call(client, lost, tenant, "chat"))
             await eventually(trap.delivered.is_set, within=5)
             wire.silence()
