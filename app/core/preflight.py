@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from fractions import Fraction
 
-from app.core.access import OverrunPolicy
+from app.core.access import Key, OverrunPolicy
 from app.core.ceilings import Ceiling
 from app.core.ledger import AccountKey, Demand, OpenDemand, OwnerKind, account_key
 from app.core.metering import TOKEN_UNITS, Usage, tokens_of
 from app.core.pricing import Price
-from app.core.windows import LIFETIME, Calendar, Window
+from app.core.windows import EPOCH, LIFETIME, Calendar, Period, Window
 
 BOOK_WINDOW: Window = "month"
 """The window whose accounts every allocation and pool has, limited or not: what the cards show."""
@@ -42,7 +42,7 @@ PLAIN = {
 
 def _forms(bundle: Usage) -> tuple[Usage, ...]:
     """Return a bundle, and what is reported of the same use by a provider that is less exact."""
-    if not any(unit in PLAIN for unit in bundle):
+    if PLAIN.keys().isdisjoint(bundle):
         return (bundle,)
     plain: Usage = {}
     for unit, quantity in bundle.items():
@@ -100,6 +100,16 @@ def another_slice(demand: Demand, needed: int) -> Demand:
         denominator=demand.denominator,
         open=OpenDemand(opened.most, opened.all_below, 1, opened.tokens_each, opened.cost_each),
     )
+
+
+def stays(key: Key, prices: Iterable[Price], path: Iterable[AccountKey], at: datetime) -> Period:
+    """Return how long around an instant calls find the key open, the same price, the same path."""
+    begins = [EPOCH, *(account.start for account in path)]
+    ends = [account.end for account in path]
+    ends.append(key.expires_at)
+    for price in prices:
+        (begins if price.effective_from <= at else ends).append(price.effective_from)
+    return Period(max(begins), min((end for end in ends if end is not None), default=None))
 
 
 class Paths:

@@ -17,13 +17,15 @@ import hashlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, NoReturn
 
+import msgspec
 import psycopg
 import structlog
 
 from app.core import access
-from app.core.access import Allocation, Grantee, Key, Model, Provider
+from app.core.access import Allocation, Key, Model, Provider
 from app.core.ceilings import (
     STREAM_SLICE_TOKENS,
     BadRequest,
@@ -45,9 +47,10 @@ from app.core.ledger import (
 )
 from app.core.metering import Quantity, Usage, members_of, tokens_of
 from app.core.money import nano_to_usd
-from app.core.preflight import Paths, another_slice, dearest, demand_for
+from app.core.preflight import Paths, another_slice, dearest, demand_for, stays
 from app.core.pricing import COST_NANO_MAX, Price
 from app.core.refusals import OUTCOME_OF, Outcome, Reason, Refusal, exceeded_by
+from app.core.windows import Period
 from app.gateway import metrics
 from app.gateway.endpoints import (
     Endpoint,
@@ -105,6 +108,7 @@ ANSWER_BYTES_MAX = 8 * 2**20
 EVENT_BYTES_MAX = 32 * 2**20
 """The largest server-sent event taken from a provider."""
 DRAIN_BYTES_MAX = 128 * 2**20
+PLANS_KNOWN = 10_000
 SLICE_LEAST = STREAM_SLICE_TOKENS * 3 // 10
 """With less than that left, a stream asks for its next slice."""
 RESERVED_S = 1.5
@@ -209,6 +213,23 @@ class Call:
         return {**usage, "output_token": most}
 
 
+class Plan(msgspec.Struct, frozen=True, gc=False):
+    """What the directory says of a call before its size is known: who pays, for what, to whom."""
+
+    version: int
+    """Of the directory that says so."""
+    period: Period
+    """In which it says so."""
+    key: Key
+    allocation: Allocation
+    price: Price | None
+    model: Model
+    model_facts: ModelFacts
+    provider: Provider | None
+    path: tuple[AccountKey, ...]
+    account_ids: tuple[str, ...]
+
+
 class Exchange:
     """What all calls of a process share."""
 
@@ -231,6 +252,7 @@ class Exchange:
         self.paths = paths
         self.answers = answers
         self.chats = chats
+        self._plans: dict[tuple[bytes, str, str], Plan] = {}
 
     # The path of a call
 
@@ -317,8 +339,7 @@ class Exchange:
         return root
 
     def _read(self, endpoint: Endpoint, headers: dict[bytes, bytes], body: bytes) -> Request:
-        content_type = headers.get(b"content-type", b"application/json").decode("latin-1")
-        kind = content_type.partition(";")[0].strip().lower()
+        content_type, kind = kind_of(headers.get(b"content-type", b"application/json"))
         expected = "application/json" if endpoint.reader == "json" else "multipart/form-data"
         if kind != expected:
             raise Refused(
@@ -389,20 +410,20 @@ class Exchange:
     async def admit(
         self,
         call: Call,
-        prepare: Callable[[Call, Grantee], Demand] | None = None,
+        prepare: Callable[[Call, Plan], Demand] | None = None,
         checkpoint: Actual | None = None,
     ) -> None:
         """Hold what the call may use, or raise `Refused` after recording the refusal."""
         while True:
             version = self.directory.version
-            grantee = self.grantee(call, call.request.model)
-            if isinstance(grantee, Refusal):
+            plan = self.plan(call)
+            if isinstance(plan, Refusal):
                 # Before refusing for what the directory says: is it out of date?
                 await self.directory.look_again()
                 if self.directory.version != version:
                     continue
-                await self.refuse(call, grantee)
-            demand = (prepare or self._prepare)(call, grantee)
+                await self.refuse(call, plan)
+            demand = (prepare or self._prepare)(call, plan)
             if demand.cost is None and call.allocation.unpriced == "deny":
                 await self.refuse(call, Refusal(Reason.MODEL_UNPRICED, detail=call.request.model))
             try:
@@ -455,63 +476,90 @@ class Exchange:
             return False
         return True
 
-    def grantee(self, call: Call, slug: str) -> Grantee | Refusal:
-        """Decide, as of now, whether the key of a call may use a model, and who pays."""
-        directory = self.directory
+    def plan(self, call: Call) -> Plan | Refusal:
+        """Decide who pays for a call, or whose calls it may be; it serves while nothing changes."""
+        directory, slug = self.directory, call.request.model
+        name = (call.digest, slug, call.endpoint.name)
+        plan = self._plans.get(name)
+        if (
+            plan is None
+            or plan.version != directory.version
+            or not plan.period.holds(call.started_at)
+            or call.chat is not None
+        ):
+            found = self._plan(call, slug)
+            if isinstance(found, Refusal):
+                return found
+            plan = found
+            # A key that is used up by its first call, and a chat, are soon of no more use.
+            if not plan.key.one_shot and call.chat is None:
+                if len(self._plans) >= PLANS_KNOWN:
+                    self._plans.clear()
+                self._plans[name] = plan
+        call.key, call.allocation, call.price = plan.key, plan.allocation, plan.price
+        call.model, call.provider, call.path = plan.model, plan.provider, plan.path
+        return plan
+
+    def _plan(self, call: Call, slug: str) -> Plan | Refusal:
+        directory, at = self.directory, call.started_at
         # The directory may have been freshened since the request was authenticated: by its
         # secret, which may have been rotated away.
         key = directory.keys_by_digest.get(call.digest)
-        refusal = access.key_refusal(key, call.started_at)
+        refusal = access.key_refusal(key, at)
         if refusal is not None or key is None:
             return refusal or Refusal(Reason.INVALID_KEY)
         call.key = key
-        return access.admit(
+        prices = directory.prices.get(slug, ())
+        grantee = access.admit(key, slug, directory.members, directory.allocations, prices, at)
+        if isinstance(grantee, Refusal):
+            return grantee
+        path = self.path(call, grantee.allocation)
+        model = directory.models[slug]
+        return Plan(
+            directory.version,
+            stays(key, prices, path, at),
             key,
-            slug,
-            directory.members,
-            directory.allocations,
-            directory.prices.get(slug, ()),
-            call.started_at,
+            grantee.allocation,
+            grantee.price,
+            model,
+            facts_of(model, self.settings),
+            directory.providers.get(model.provider_id),
+            path,
+            tuple([account.id for account in path]),
         )
 
-    def _prepare(self, call: Call, grantee: Grantee) -> Demand:
-        """Work out the ceiling and the path of a call that may be admitted."""
-        slug = call.request.model
-        call.allocation = grantee.allocation
-        call.price = grantee.price
-        call.model = self.directory.models[slug]
-        endpoints = call.model.endpoints
+    def _prepare(self, call: Call, plan: Plan) -> Demand:
+        """Work out the ceiling of a call that may be admitted."""
+        endpoints = plan.model.endpoints
         if endpoints is not None and call.endpoint.name not in endpoints:
             raise BadRequest(
-                f"The model {slug!r} is not served at /v1/{call.endpoint.name}.", "model"
+                f"The model {plan.model.slug!r} is not served at /v1/{call.endpoint.name}.", "model"
             )
-        call.provider = self.directory.providers.get(call.model.provider_id)
-        call.model_facts = facts_of(call.model, self.settings)
-        call.ceiling = call.endpoint.ceiling(call.request, call.model_facts)
-        call.path = self.path(call)
-        if call.price is None and call.endpoint.answer == "binary":
+        call.model_facts = plan.model_facts
+        ceiling = call.endpoint.ceiling(call.request, plan.model_facts)
+        if plan.price is None and call.endpoint.answer == "binary":
             # Nothing but the request itself can meter it, so no other bundle can come true.
-            call.ceiling = Ceiling(call.ceiling.bundles[:1], call.ceiling.open)
-        call.facts = self.facts(call, tuple([key.id for key in call.path]))
-        policy = call.allocation.overrun_policy
+            ceiling = Ceiling(ceiling.bundles[:1], ceiling.open)
+        call.facts = self.facts(call, plan.account_ids, plan.allocation.id)
+        policy = plan.allocation.overrun_policy
         extendable = call.endpoint.extendable
-        opened = call.ceiling.open
-        if (
-            policy == "strict"
-            and call.request.stream
+        opened = ceiling.open
+        slice_by_slice = (
+            call.request.stream
+            and policy == "strict"
             and opened is not None
             and opened.unit == "output_token"
             and extendable is not None
-            and extendable(call.request, call.model.upstream_model)
-        ):
-            call.ceiling = sliced(call.ceiling)
-            call.demand = demand_for(call.ceiling, call.price, call.path, policy)
-            return call.demand
-        return demand_for(call.ceiling, call.price, call.path, policy)
+            and extendable(call.request, plan.model.upstream_model)
+        )
+        call.ceiling = sliced(ceiling) if slice_by_slice else ceiling
+        demand = demand_for(call.ceiling, plan.price, plan.path, policy)
+        if slice_by_slice:
+            call.demand = demand
+        return demand
 
-    def path(self, call: Call) -> tuple[AccountKey, ...]:
+    def path(self, call: Call, allocation: Allocation) -> tuple[AccountKey, ...]:
         """Return the accounts that a call is charged to."""
-        allocation = call.allocation
         owners: list[tuple[OwnerKind, str]] = [
             ("key", call.key.id),
             ("allocation", allocation.id),
@@ -524,15 +572,14 @@ class Exchange:
             owners, call.started_at, self.directory.limited, allocation.billing_timezone
         )
 
-    def facts(self, call: Call, account_ids: tuple[str, ...]) -> CallFacts:
-        only = call.key.allocation_ids[0] if len(call.key.allocation_ids) == 1 else None
-        allocation = access.open_allocation(
-            call.key, call.request.model, self.directory.allocations
-        )
+    def facts(
+        self, call: Call, account_ids: tuple[str, ...], allocation_id: str | None
+    ) -> CallFacts:
+        """Return what is known of a call that may be admitted, or was refused."""
         return CallFacts(
             call.id,
             call.request_id,
-            allocation.id if allocation is not None else only,
+            allocation_id,
             call.key.id,
             call.key.member_id,
             call.request.model,
@@ -552,7 +599,11 @@ class Exchange:
         # An unconfirmed reserve may have left a hold: then the accounts are locked and it goes.
         held = refusal.reason in (Reason.LEDGER_UNAVAILABLE, Reason.PROVIDER_UNAVAILABLE)
         path = call.path if held else ()
-        facts = self.facts(call, tuple(key.id for key in path))
+        ids = call.key.allocation_ids
+        # A refusal is recorded for the allocation that opens the model, or else for the only one.
+        opens = access.open_allocation(call.key, call.request.model, self.directory.allocations)
+        allocation_id = opens.id if opens is not None else ids[0] if len(ids) == 1 else None
+        facts = self.facts(call, tuple(key.id for key in path), allocation_id)
         await self.ledger.settle(
             Settlement(
                 facts,
@@ -1114,6 +1165,13 @@ def _without_secrets(data: bytes, provider: Provider | None) -> bytes:
     if provider.credential and provider.credential.encode() in data:
         return redact(data, provider)
     return redact(data, provider) if provider.base_url.encode() in data else data
+
+
+@lru_cache(maxsize=100)
+def kind_of(content_type: bytes) -> tuple[str, str]:
+    """Return a content type as text, and without its parameters."""
+    text = content_type.decode("latin-1")
+    return text, text.partition(";")[0].strip().lower()
 
 
 def bearer_of(headers: dict[bytes, bytes]) -> str | None:

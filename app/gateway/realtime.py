@@ -39,6 +39,7 @@ from app.gateway.endpoints import SESSIONS, Request, facts_of
 from app.gateway.exchange import (
     Call,
     Exchange,
+    Plan,
     Receive,
     Refused,
     Scope,
@@ -259,13 +260,11 @@ class _Socket:
         call.request = Request(slug, "")
         self.call = call
 
-        def prepare(call: Call, grantee: Grantee) -> Demand:
-            terms = self._terms(call, grantee, slug)
+        def prepare(call: Call, plan: Plan) -> Demand:
+            terms = self._terms(call, plan.price, slug)
             if isinstance(terms, Refusal):
                 raise _NotRealtime(terms)
-            call.allocation, call.price = grantee.allocation, grantee.price
-            call.path = self.exchange.path(call)
-            call.facts = self.exchange.facts(call, tuple([key.id for key in call.path]))
+            call.facts = self.exchange.facts(call, plan.account_ids, plan.allocation.id)
             self.session = Session(
                 kind,
                 terms,
@@ -341,14 +340,13 @@ class _Socket:
         said = [model.slug for model in models if model.endpoints is not None]
         return said or [model.slug for model in models]
 
-    def _terms(self, call: Call, grantee: Grantee, slug: str) -> Terms | Refusal:
+    def _terms(self, call: Call, price: Price | None, slug: str) -> Terms | Refusal:
         """Return a model as a session may use it; not every model can be."""
         model = self.exchange.directory.models[slug]
         if model.endpoints is not None and SESSIONS.name not in model.endpoints:
             return Refusal(Reason.MODEL_MISMATCH, detail=slug)
         call.model = model
         call.provider = self.exchange.directory.providers.get(model.provider_id)
-        price: Price | None = grantee.price
         return Terms(
             slug,
             model.upstream_model,
@@ -367,7 +365,7 @@ class _Socket:
         here = call.model
         if grantee.allocation.id != call.allocation.id or model.provider_id != here.provider_id:
             return Refusal(Reason.MODEL_MISMATCH, detail=slug)
-        terms = self._terms(call, grantee, slug)
+        terms = self._terms(call, grantee.price, slug)
         call.model = here
         return terms
 

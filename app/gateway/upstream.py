@@ -19,6 +19,7 @@ from pyreqwest.exceptions import (
     PyreqwestError,
     RequestTimeoutError,
 )
+from pyreqwest.http import Url
 from pyreqwest.request import RequestBuilder
 from pyreqwest.response import Response, ResponseBodyReader
 
@@ -63,6 +64,7 @@ class Upstream:
             .pool_max_idle_per_host(512)
             .build()
         )
+        self._targets: dict[tuple[str, str, str, str], Url] = {}
 
     async def look(self, provider: Provider, within_s: float) -> Look:
         """Ask a provider which models it has: it costs nothing, and needs the credential."""
@@ -97,7 +99,12 @@ class Upstream:
     ) -> RequestBuilder:
         """Prepare a POST of `body` to an endpoint's path (such as `/chat/completions`)."""
         assert provider.credential is not None, "checked in the exchange"
-        request = self._client.post(address(provider, path, model))
+        where = (provider.kind, provider.base_url, path, model)
+        target = self._targets.get(where)
+        if target is None:
+            # Reading an address costs as much as all else here.
+            target = self._targets[where] = Url(address(provider, path, model))
+        request = self._client.post(target)
         for name, value in credential_headers(provider):
             request = request.header(name, value, is_sensitive=True)
         for name, value in headers:

@@ -10,15 +10,16 @@ from decimal import Decimal
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from app.core.access import Key, key_refusal
 from app.core.ceilings import Ceiling, OpenQuantity
 from app.core.ledger import AccountKey, account_key
 from app.core.metering import TOKEN_UNITS, UNITS, Quantity, Usage, tokens_of
-from app.core.preflight import Paths, another_slice, dearest, demand_for
-from app.core.pricing import PARENT, Price, Rate, make_price
-from app.core.windows import Calendar, Window, period_of
+from app.core.preflight import Paths, another_slice, dearest, demand_for, stays
+from app.core.pricing import PARENT, Price, Rate, make_price, price_at
+from app.core.windows import Calendar, Period, Window, period_of
 
 NOW = datetime(2026, 5, 5, 12, tzinfo=UTC)
 UTC_ZONE = ZoneInfo("UTC")
@@ -238,6 +239,77 @@ def test_a_path_is_remembered_while_its_period_lasts() -> None:
     assert lifetime.end is None
     assert paths.account("pool", "p", NOW + timedelta(days=4000), "lifetime") is lifetime
     assert paths.account("pool", "p", NOW).window == "month"
+
+
+# How long what is known of a call serves others
+
+DAY = timedelta(days=1)
+MONTH = period_of("month", NOW, UTC_ZONE)
+
+
+def at_prices(*effective_from: datetime) -> list[Price]:
+    return [make_price(f"p{at}", "m", at, [Rate("page", Decimal(1))]) for at in effective_from]
+
+
+STAYS: list[tuple[datetime | None, list[datetime], Period]] = [
+    # when the key expires, when prices begin: from when until when all is as it is now
+    (None, [], MONTH),
+    (NOW + DAY, [], Period(MONTH.start, NOW + DAY)),
+    (NOW + 99 * DAY, [], MONTH),
+    # The price in force began in this month, or before.
+    (None, [NOW - DAY], Period(NOW - DAY, MONTH.end)),
+    (None, [NOW], Period(NOW, MONTH.end)),
+    (None, [NOW - 99 * DAY], MONTH),
+    (None, [NOW - 2 * DAY, NOW - DAY], Period(NOW - DAY, MONTH.end)),
+    # The next one begins in this month, or later.
+    (None, [NOW + DAY], Period(MONTH.start, NOW + DAY)),
+    (None, [NOW - DAY, NOW + DAY, NOW + 2 * DAY], Period(NOW - DAY, NOW + DAY)),
+    (None, [NOW + 99 * DAY], MONTH),
+    (NOW + 3 * DAY, [NOW + 2 * DAY], Period(MONTH.start, NOW + 2 * DAY)),
+    (NOW + 2 * DAY, [NOW + 3 * DAY], Period(MONTH.start, NOW + 2 * DAY)),
+]
+
+
+@pytest.mark.parametrize(("expires_at", "prices", "expected"), STAYS)
+def test_what_is_known_of_a_call_serves_until_something_of_it_changes(
+    expires_at: datetime | None, prices: list[datetime], expected: Period
+) -> None:
+    key = Key("k", "ann", ("a",), expires_at=expires_at)
+    assert stays(key, at_prices(*prices), path_of(), NOW) == expected
+
+
+def test_what_is_known_of_a_call_without_a_month_or_a_price_serves_for_ever() -> None:
+    path = (Paths(Calendar(UTC_ZONE)).account("chat", "c", NOW, "lifetime"),)
+    assert stays(Key("k", "ann", ("a",)), (), path, NOW).end is None
+
+
+INSTANTS = st.integers(-90 * 86400, 90 * 86400).map(lambda s: NOW + timedelta(seconds=s))
+
+
+@given(
+    key=st.builds(Key, st.just("k"), st.just("ann"), st.just(("a",)), expires_at=INSTANTS),
+    prices=st.lists(INSTANTS, max_size=4).map(lambda starts: at_prices(*sorted(starts))),
+    zone=st.sampled_from([None, "Asia/Tokyo", "America/New_York"]),
+    known_at=INSTANTS,
+    at=INSTANTS,
+)
+def test_within_that_time_key_price_and_path_are_the_same(
+    key: Key, prices: list[Price], zone: str | None, known_at: datetime, at: datetime
+) -> None:
+    assume(key_refusal(key, known_at) is None)
+    paths = Paths(Calendar(UTC_ZONE))
+    owners = (("key", "k"), ("allocation", "a"), ("pool", "p"))
+    limited: dict[str, tuple[Window, ...]] = {"k": ("day", "lifetime")}
+
+    def known(at: datetime) -> object:
+        return price_at(prices, at), paths.of(owners, at, limited, zone), key_refusal(key, at)  # type: ignore[arg-type]
+
+    period = stays(key, prices, paths.of(owners, known_at, limited, zone), known_at)  # type: ignore[arg-type]
+    assert period.holds(known_at)
+    # Near its edges, too.
+    for near in (at, period.start, (period.end or at) - timedelta(microseconds=1)):
+        if period.holds(near):
+            assert known(near) == known(known_at)
 
 
 # What a usage that was never reported is billed at

@@ -237,6 +237,26 @@ def test_a_price_holds_for_the_calls_admitted_after_it_on_every_replica(
     assert tenant.standing()["cost_used_this_month"] == "0.60"
 
 
+def test_a_price_that_was_entered_beforehand_holds_from_its_instant(
+    house: House, second_server: Server
+) -> None:
+    model = house.model(DIME)
+    tenant = house.tenant(model, usd="100")
+    soon = datetime.now(UTC) + timedelta(seconds=1.5)
+    house.price(
+        model, {"input_token": "0", "output_token": "0.25"}, effective_from=soon.isoformat()
+    )
+    for server in (None, second_server):
+        before = served(tenant.chat(max_tokens=1, server=server))
+        assert before.headers["x-spendgate-cost-usd"] == "0.10"
+    assert datetime.now(UTC) < soon
+    # Nothing is changed, and nobody is told.
+    eventually(lambda: datetime.now(UTC) > soon)
+    for server in (None, second_server):
+        after = served(tenant.chat(max_tokens=1, server=server))
+        assert after.headers["x-spendgate-cost-usd"] == "0.25"
+
+
 def test_a_call_in_flight_keeps_the_price_it_was_admitted_at(
     house: House, sim: RunningSimulator
 ) -> None:
