@@ -24,5 +24,5 @@ def uuid7(at: datetime | None = None) -> str:
     """Return a new UUIDv7 as text; its time is `at`, else now (in milliseconds)."""
     milliseconds = time.time_ns() // 1_000_000 if at is None else int(at.timestamp() * 1000)
     number = (milliseconds << 80 | random.getrandbits(80)) & _OPEN | _VERSION_AND_VARIANT
-    text = f"{number:032x}"
+    text = number.to_bytes(16).hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

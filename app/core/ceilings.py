@@ -169,6 +169,9 @@ _pages_decoder = msgspec.json.Decoder(int | str | list[int])
 _any_decoder = msgspec.json.Decoder(Any, float_hook=float)
 _document_decoder = msgspec.json.Decoder(_Document)
 
+_ALSO_TEXT = frozenset(("tools", "functions", "response_format", "prediction"))
+"""What a model reads beside the messages."""
+
 _T = TypeVar("_T")
 
 
@@ -197,10 +200,12 @@ def _integer(request: Mapping[str, Raw], name: str, most: int) -> int | None:
     raw = _given(request, name)
     if raw is None:
         return None
-    expected = f"an integer from 1 to {most}"
-    value = _decoded(_integer_decoder, raw, name, expected)
+    try:
+        value = _integer_decoder.decode(raw)
+    except DECODE_ERRORS:
+        value = 0
     if not 1 <= value <= most:
-        raise BadRequest(f"{name} must be {expected}", name)
+        raise BadRequest(f"{name} must be an integer from 1 to {most}", name)
     return value
 
 
@@ -249,9 +254,9 @@ def chat_ceiling(request: Mapping[str, Raw], facts: ModelFacts) -> Ceiling:
                 size += utf8_len(message.content)
             if message.name is not None:
                 size += utf8_len(message.name)
-    for name in ("tools", "functions", "response_format", "prediction"):
-        if name in request and (raw := _given(request, name)) is not None:
-            size += _size(raw)
+    if not _ALSO_TEXT.isdisjoint(request):
+        given = (_given(request, name) for name in _ALSO_TEXT)
+        size += sum(_size(raw) for raw in given if raw is not None)
     text = _tokens(size, facts) + _MESSAGE_TOKENS * count + _ANSWER_TOKENS
 
     choices = 1 if "n" not in request else _integer(request, "n", CHOICES_MAX) or 1

@@ -151,7 +151,7 @@ class OpenDemand(msgspec.Struct, frozen=True, gc=False):
     """Exact cost of one, times the demand's `denominator`."""
 
 
-class Demand(msgspec.Struct, frozen=True):
+class Demand(msgspec.Struct, frozen=True, gc=False):
     """What a call asks of the ledger: its path, and the most it can use."""
 
     accounts: tuple[AccountKey, ...]
@@ -222,7 +222,7 @@ class Hold(msgspec.Struct, frozen=True, gc=False):
     expired: bool = False
 
 
-class Actual(msgspec.Struct, frozen=True):
+class Actual(msgspec.Struct, frozen=True, gc=False):
     """What a call used. `nano` is None when its cost is unknown."""
 
     usage: Usage
@@ -233,7 +233,7 @@ class Actual(msgspec.Struct, frozen=True):
 NOTHING = Actual({}, 0, 0)
 
 
-class Booked(msgspec.Struct, frozen=True):
+class Booked(msgspec.Struct, frozen=True, gc=False):
     """A call that the books already have, and whether a recovery was made good."""
 
     call_id: str
@@ -245,7 +245,7 @@ class Booked(msgspec.Struct, frozen=True):
     """The accounts that it counts in, if it was booked by another transaction."""
 
 
-class Grant(msgspec.Struct, frozen=True):
+class Grant(msgspec.Struct, frozen=True, gc=False):
     """An admitted reserve: the hold, and how much of the open quantity it pays for."""
 
     tokens: int
@@ -256,7 +256,7 @@ class Grant(msgspec.Struct, frozen=True):
     """Whether any limit was in force: only then must the grant be written upstream."""
 
 
-class Settlement(msgspec.Struct, frozen=True):
+class Settlement(msgspec.Struct, frozen=True, gc=False):
     """How a call ended. A void is a settlement of `NOTHING`."""
 
     facts: CallFacts
@@ -270,7 +270,7 @@ class Settlement(msgspec.Struct, frozen=True):
     shortfall: Shortfall | None = None
 
 
-class CallRow(msgspec.Struct, frozen=True):
+class CallRow(msgspec.Struct, frozen=True, gc=False):
     """A call as it is booked, once and for all."""
 
     settlement: Settlement
@@ -420,25 +420,28 @@ class Books:
         left: dict[Meter, int] = {}
         least = {"tokens": demand.tokens_at(1), "usd": demand.nano_at(1)}
         for key in demand.accounts:
-            account = self.accounts[key.id]
             for limit in self.limits.get(key.owner_id, ()):
-                if limit.window != key.window or not _metered(limit.meter, demand):
+                meter = limit.meter
+                if limit.window != key.window or not _metered(meter, demand):
                     continue
                 limited = True
                 # Under `last_call` anything left admits the call, whatever it may cost.
-                needed = 1 if last_call else least[limit.meter]
-                refusal = _refusal(key, account, limit, needed)
-                if refusal is not None:
-                    return refusal
-                remaining = limit.amount - account.used(limit.meter) - account.held(limit.meter)
-                left[limit.meter] = min(remaining, left.get(limit.meter, remaining))
+                needed = 1 if last_call else least[meter]
+                account = self.accounts[key.id]
+                remaining = limit.amount - account.used(meter) - account.held(meter)
+                # A limit of 0 blocks everything it meters, also what happens to cost nothing.
+                if remaining < needed or limit.amount == 0:
+                    return _refusal(key, account, limit, needed)
+                left[meter] = min(remaining, left.get(meter, remaining))
                 if demand.open is not None:
-                    fits = demand.room_in(limit.meter, remaining)
+                    fits = demand.room_in(meter, remaining)
                     if fits is not None:
                         room = fits if room is None else min(room, fits)
         granted = _granted(demand, None if last_call else room)
-        tokens = demand.tokens_at(granted or 0)
-        nano = demand.nano_at(granted or 0)
+        if granted is None:
+            tokens, nano = least["tokens"], least["usd"]
+        else:
+            tokens, nano = demand.tokens_at(granted), demand.nano_at(granted)
         # Only a call without any USD limit can come near the bound; the books must take it.
         nano = min(nano, COST_NANO_MAX)
         if last_call:
@@ -469,7 +472,8 @@ class Books:
             overrun_nano=max(0, nano - held_nano),
         )
         self._use(settlement, actual.tokens, nano, row.overrun_tokens, row.overrun_nano)
-        self._tell(settlement)
+        if actual.nano is None or settlement.close_reason is not None:
+            self._tell(settlement)
         if actual.nano is None:
             for account_id in facts.account_ids:
                 self.accounts[account_id].unpriced_calls += 1
@@ -652,13 +656,10 @@ def _metered(meter: Meter, demand: Demand) -> bool:
     return demand.counts_tokens if meter == "tokens" else demand.cost is not None
 
 
-def _refusal(key: AccountKey, account: Account, limit: Limit, needed: int) -> Refusal | None:
+def _refusal(key: AccountKey, account: Account, limit: Limit, needed: int) -> Refusal:
     """Refuse what does not fit the limit: for the period, or only until holds are released."""
     used, held = account.used(limit.meter), account.held(limit.meter)
-    # A limit of 0 blocks everything it meters, also what happens to cost nothing.
     exceeded = limit.amount == 0 or used + needed > limit.amount
-    if not exceeded and used + held + needed <= limit.amount:
-        return None
     reason = exceeded_by(key.owner, limit.meter, limit.window) if exceeded else Reason.RESERVED
     return Refusal(
         reason,

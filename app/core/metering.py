@@ -231,7 +231,11 @@ _Wire = TypeVar("_Wire", bound=msgspec.Struct)
 
 def tokens_of(usage: Usage) -> int:
     """The tokens that `usage` counts against token limits: the sum of all token units."""
-    return sum(int(quantity) for unit, quantity in usage.items() if unit in TOKEN_UNITS)
+    tokens = 0
+    for unit, quantity in usage.items():
+        if unit in TOKEN_UNITS:
+            tokens += int(quantity)
+    return tokens
 
 
 def exact(value: Decimal) -> Quantity:
