@@ -107,7 +107,7 @@ OPENED_SQL = b"""
 SELECT id FROM accounts a
 WHERE owner_id = ANY($1::uuid[]) AND opened_at > $2::timestamptz
     AND period_start <= $2::timestamptz AND (period_end IS NULL OR period_end > $2::timestamptz)
-    AND EXISTS (SELECT FROM limits l WHERE l.owner_id = a.owner_id
+    AND EXISTS (SELECT FROM limits l WHERE l.owner_id = a.owner_id AND l.owner_id = ANY($1::uuid[])
         AND l.window_kind = a.window_kind AND (l.amount IS NOT NULL OR l.watched))
 """
 
@@ -133,12 +133,14 @@ WRITE_ACCOUNTS = f"""
 UPDATE accounts a SET used_tokens = v.used_tokens, used_nano = v.used_nano,
     held_tokens = v.held_tokens, held_nano = v.held_nano, unpriced_calls = v.unpriced_calls,
     overrun_tokens = v.overrun_tokens, overrun_nano = v.overrun_nano
-FROM json_to_recordset($1::json) AS v({_ACCOUNT_COLUMNS}) WHERE a.id = v.id
+FROM json_to_recordset($1::json) AS v({_ACCOUNT_COLUMNS})
+WHERE a.id = v.id AND a.id = ANY($2::uuid[])
 """.encode()
 WRITE_SLID = b"""
 UPDATE accounts a SET slid_to = v.slid_to, slid_tokens = v.slid_tokens, slid_nano = v.slid_nano
 FROM json_to_recordset($1::json)
-    AS v(id uuid, slid_to timestamptz, slid_tokens bigint, slid_nano bigint) WHERE a.id = v.id
+    AS v(id uuid, slid_to timestamptz, slid_tokens bigint, slid_nano bigint)
+WHERE a.id = v.id AND a.id = ANY($2::uuid[])
 """
 WRITE_EVENTS = b"""
 INSERT INTO events (id, kind, rule_id, body)
@@ -159,7 +161,7 @@ CHANGE_HOLDS = b"""
 UPDATE holds h SET tokens = v.tokens, nano = v.nano, deadline = now() + $1::interval,
     checkpoint = coalesce(v.checkpoint, h.checkpoint)
 FROM json_to_recordset($2::json) AS v(call_id uuid, tokens bigint, nano bigint, checkpoint jsonb)
-WHERE h.call_id = v.call_id
+WHERE h.call_id = v.call_id AND h.call_id = ANY($3::uuid[])
 """
 END_HOLDS = b"DELETE FROM holds WHERE call_id = ANY($1::uuid[])"
 WRITE_ADJUSTMENTS = b"""
@@ -371,9 +373,9 @@ class Batch:
     def believing(self) -> list[Command] | None:
         """Decide on what is believed; return the whole transaction, which verifies that first.
 
-        It fails with a division by zero if a belief is wrong: then `refuted` is to be told, and
-        another batch of the same operations goes the long way. None if something is not believed,
-        or never is: whatever is out of the ordinary.
+        The end of the round trip commits it. It fails with a division by zero if a belief is wrong:
+        then `refuted` is to be told, and another batch of the same operations goes the long way.
+        None if something is not believed, or never is: whatever is out of the ordinary.
         """
         if self._looked or self._careful or self._one_shots or self.unknown:
             return None
@@ -383,7 +385,7 @@ class Batch:
                 return None
         if len(set(self._expected)) < len(self._expected):
             return None
-        believed = self._beliefs.of(self.accounts, [*self.owners], self._expected)
+        believed = self._beliefs.of(self.accounts, self.owners, self._expected)
         if believed is None:
             return None
         for hold in believed.holds:
@@ -397,7 +399,7 @@ class Batch:
             rules=believed.rules,
             around=self._around,
         )
-        return [(b"BEGIN", ()), *believed.verify, *self._decide(books, version, set())]
+        return [*believed.verify, *self._decide(books, version, set())]
 
     def refuted(self) -> None:
         """Be told that a belief was wrong."""
@@ -513,7 +515,7 @@ class Batch:
         )
         if self._sliding:
             _slide(books, more[-1])
-        return self._decide(books, version, usable)
+        return [*self._decide(books, version, usable), (b"COMMIT", ())]
 
     def _decide(self, books: Books, version: int, usable: set[str]) -> list[Command]:
         answers: list[dict[str, object]] = []
@@ -533,11 +535,10 @@ class Batch:
         commands: list[Command] = []
         if books.touched:
             touched = [books.accounts[id] for id in books.touched]
-            commands.append((WRITE_ACCOUNTS, [encode(touched)]))
+            commands.append((WRITE_ACCOUNTS, [encode(touched), array(books.touched)]))
         if books.slid:
-            commands.append(
-                (WRITE_SLID, [encode([_slid_row(books.accounts[id]) for id in books.slid])])
-            )
+            slid = [_slid_row(books.accounts[id]) for id in books.slid]
+            commands.append((WRITE_SLID, [encode(slid), array(books.slid)]))
         if books.told:
             news = [one for one in books.told if one.event.id not in self._known_events]
             # In one order everywhere: replicas may write the same events at the same time.
@@ -550,8 +551,8 @@ class Batch:
         if books.calls:
             commands.append((WRITE_CALLS, [encode([_call_row(row) for row in books.calls])]))
         if books.changed_holds:
-            changed = encode(list(books.changed_holds.values()))
-            commands.append((CHANGE_HOLDS, [self._hold_deadline, changed]))
+            held = [encode(list(books.changed_holds.values())), array(books.changed_holds)]
+            commands.append((CHANGE_HOLDS, [self._hold_deadline, *held]))
         # Those of settled calls went when they were read.
         ended = books.ended_holds.difference(self._settled)
         if ended:
@@ -562,7 +563,6 @@ class Batch:
             commands.append((WRITE_ANSWERS, [encode(answers)]))
         if used_keys:
             commands.append((USE_KEYS, [array(used_keys)]))
-        commands.append((b"COMMIT", ()))
         return commands
 
 
@@ -654,14 +654,22 @@ class _Standings:
 
     def __init__(self, books: Books) -> None:
         self._books = books
-        self._known: dict[tuple[str, ...], Standing] = {}
+        self._known: dict[int | tuple[str, ...], Standing] = {}
 
     def of(self, path: Sequence[AccountKey]) -> Standing:
         """Return the least that is left on a path, by meter."""
-        ids = tuple([key.id for key in path])
-        known = self._known.get(ids)
+        # Calls on one path mostly share it as an object, which the operations keep alive.
+        known = self._known.get(id(path))
         if known is not None:
             return known
+        ids = tuple([key.id for key in path])
+        known = self._known.get(ids)
+        if known is None:
+            known = self._known[ids] = self._on(path)
+        self._known[id(path)] = known
+        return known
+
+    def _on(self, path: Sequence[AccountKey]) -> Standing:
         left: dict[Meter, int] = {}
         for key in path:
             account = self._books.accounts[key.id]
@@ -670,8 +678,7 @@ class _Standings:
                     taken = account.used(limit.meter) + account.held(limit.meter)
                     rest = max(0, limit.amount - taken)
                     left[limit.meter] = min(rest, left.get(limit.meter, rest))
-        standing = self._known[ids] = Standing(left.get("tokens"), left.get("usd"))
-        return standing
+        return Standing(left.get("tokens"), left.get("usd"))
 
 
 def _opened_since(op: Settle) -> Command:

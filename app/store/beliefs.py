@@ -13,7 +13,7 @@ Never believed: rolling accounts, which move by themselves; owners with top-ups,
 """
 
 import copy
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable
 
 from app.core.alerts import Rule
 from app.core.ledger import Account, Books, Hold, Limit
@@ -31,8 +31,7 @@ WITH locked AS MATERIALIZED (
                          unpriced_calls, overrun_tokens, overrun_nano) AS state
     FROM accounts WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE
 )
-SELECT 1 / (count(*) = cardinality($1::uuid[]))::int
-FROM locked JOIN unnest($1::uuid[], $2::text[]) AS believed(id, state) USING (id, state)
+SELECT 1 / (coalesce(array_agg(state ORDER BY id), '{}') = $2::text[])::int FROM locked
 """
 
 # A statement of its own, after the locks: it sees everything that committed before they were won.
@@ -48,14 +47,13 @@ WITH ended AS (
                      CASE WHEN topped_until > now() THEN 'topped' ELSE amount::text END) AS line
     FROM limits WHERE owner_id = ANY($3::uuid[]) AND amount IS NOT NULL
     UNION ALL
-    SELECT concat_ws('|', id, owner_id, meter, window_kind, threshold, percent)
+    SELECT concat_ws('|', owner_id, id, meter, window_kind, threshold, percent)
     FROM alert_rules WHERE owner_id = ANY($3::uuid[]) AND enabled
 )
 SELECT 1 / ((SELECT directory_version FROM installation) = $5::bigint
-    AND (SELECT count(*) FROM ended JOIN unnest($1::uuid[], $2::text[]) AS believed(call_id, state)
-            USING (call_id, state)) = cardinality($1::uuid[])
-    AND (SELECT count(*) = cardinality($4::text[])
-            AND count(*) FILTER (WHERE line = ANY($4::text[])) = count(*) FROM found))::int
+    AND (SELECT coalesce(array_agg(state ORDER BY call_id), '{}') FROM ended) = $2::text[]
+    AND (SELECT coalesce(array_agg(line ORDER BY line COLLATE "C"), '{}') FROM found) = $4::text[]
+)::int
 """
 
 
@@ -77,18 +75,17 @@ class _Terms:
     def __init__(self, limits: list[Limit], rules: list[Rule]) -> None:
         self.limits = limits
         self.rules = rules
-        self.lines = [
-            *(f"{one.owner_id}|{one.meter}|{one.window}|{one.amount}" for one in limits),
-            *(
-                f"{one.id}|{one.owner_id}|{one.meter}|{one.window}|{one.threshold}"
-                f"|{'t' if one.percent else 'f'}"
-                for one in rules
-            ),
+        lines = [f"{one.owner_id}|{one.meter}|{one.window}|{one.amount}" for one in limits]
+        lines += [
+            f"{one.owner_id}|{one.id}|{one.meter}|{one.window}|{one.threshold}"
+            f"|{'t' if one.percent else 'f'}"
+            for one in rules
         ]
+        self.lines = sorted(lines)
 
 
 class Believed:
-    """What a batch is decided on, and what has to be so."""
+    """What a batch is decided on, and what has to be so: all of it in the order of the ids."""
 
     def __init__(
         self,
@@ -130,18 +127,19 @@ class Beliefs:
         self._holds: dict[str, Hold] = {}
 
     def of(
-        self, account_ids: Iterable[str], owners: Sequence[str], call_ids: Iterable[str]
+        self, account_ids: Iterable[str], owners: Iterable[str], call_ids: Iterable[str]
     ) -> Believed | None:
         """Return what to decide on; None if anything of it is not believed."""
         accounts: list[Account] = []
-        for id in account_ids:
+        for id in sorted(account_ids):
             standing = self._accounts.get(id)
             if standing is None or standing.streak < TRUSTED:
                 return None
             # What is decided changes it, and may not come true.
             accounts.append(copy.copy(standing.account))
+        owners = sorted(owners)
         terms = [self._terms.get(owner) for owner in owners]
-        holds = [self._holds.get(id) for id in call_ids]
+        holds = [self._holds.get(id) for id in sorted(call_ids)]
         if None in terms or None in holds:
             return None
         return Believed(

@@ -15,7 +15,7 @@ from app.core.ledger import account_key
 from app.core.refusals import Reason, Refusal
 from app.core.windows import EPOCH, Calendar, Period
 from app.store import top_ups
-from app.store.batch import Granted, Stale
+from app.store.batch import Granted, Operation, Stale
 from app.store.catalogue import set_limit
 from app.store.database import Database
 from app.store.ledger import Ledger
@@ -287,6 +287,42 @@ async def test_what_was_decided_and_not_written_is_not_believed(rows: Rows, ledg
     believed = ledger.believed
     assert isinstance(await Call(nano=USD).reserve(ledger), Granted)
     assert (ledger.believed, ledger.refuted) == (believed + 1, 0)
+
+
+async def test_what_fails_only_when_it_is_committed_has_not_happened(
+    rows: Rows, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of the round trip commits, after every statement of it has succeeded."""
+    await believing(ledger)
+    await rows.all(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF NEW.tokens = 77 THEN RAISE EXCEPTION 'not this one'; END IF; RETURN NEW; END $$"
+    )
+    await rows.all(
+        "CREATE CONSTRAINT TRIGGER refused AFTER INSERT ON holds DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION refuse()"
+    )
+    failed: list[Exception] = []
+    one_by_one = ledger._one_by_one
+
+    async def told(ops: Sequence[Operation], error: Exception) -> None:
+        failed.append(error)
+        await one_by_one(ops, error)
+
+    monkeypatch.setattr(ledger, "_one_by_one", told)
+    before = await used(rows)
+    good, bad = Call(nano=USD), Call(tokens=77, nano=USD)
+    granted, refused = await asyncio.gather(
+        good.reserve(ledger, 0), bad.reserve(ledger, 0), return_exceptions=True
+    )
+    assert isinstance(granted, Granted)
+    assert isinstance(refused, psycopg.errors.RaiseException)
+    # First the batch that was believed, then the call that spoilt it.
+    assert len(failed) == 2
+    assert await used(rows) == before + USD
+    assert [row[0] for row in await rows.all("SELECT call_id::text FROM holds")] == [good.id]
+    await good.settle(ledger, 7, USD)
+    await rows.assert_sound()
 
 
 async def test_a_refusal_on_an_outdated_directory_is_recorded(rows: Rows, ledger: Ledger) -> None:
