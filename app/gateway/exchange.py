@@ -554,8 +554,7 @@ class Exchange:
         )
         call.ceiling = sliced(ceiling) if slice_by_slice else ceiling
         demand = demand_for(call.ceiling, plan.price, plan.path, policy)
-        if slice_by_slice:
-            call.demand = demand
+        call.demand = demand if slice_by_slice else None
         return demand
 
     def path(self, call: Call, allocation: Allocation) -> tuple[AccountKey, ...]:
