@@ -472,8 +472,7 @@ class Books:
             overrun_nano=max(0, nano - held_nano),
         )
         self._use(settlement, actual.tokens, nano, row.overrun_tokens, row.overrun_nano)
-        if actual.nano is None or settlement.close_reason is not None:
-            self._tell(settlement)
+        self._tell(settlement)
         if actual.nano is None:
             for account_id in facts.account_ids:
                 self.accounts[account_id].unpriced_calls += 1

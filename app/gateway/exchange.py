@@ -477,7 +477,10 @@ class Exchange:
         return True
 
     def plan(self, call: Call) -> Plan | Refusal:
-        """Decide who pays for a call, or whose calls it may be; it serves while nothing changes."""
+        """Decide who pays for a call, and who serves it, or refuse it; note that with the call.
+
+        What is decided serves the key's next calls, while the directory and the period last.
+        """
         directory, slug = self.directory, call.request.model
         name = (call.digest, slug, call.endpoint.name)
         plan = self._plans.get(name)

@@ -654,7 +654,7 @@ class _Standings:
 
     def __init__(self, books: Books) -> None:
         self._books = books
-        self._known: dict[int | tuple[str, ...], Standing] = {}
+        self._known: dict[int, Standing] = {}
 
     def of(self, path: Sequence[AccountKey]) -> Standing:
         """Return the least that is left on a path, by meter."""
@@ -662,14 +662,6 @@ class _Standings:
         known = self._known.get(id(path))
         if known is not None:
             return known
-        ids = tuple([key.id for key in path])
-        known = self._known.get(ids)
-        if known is None:
-            known = self._known[ids] = self._on(path)
-        self._known[id(path)] = known
-        return known
-
-    def _on(self, path: Sequence[AccountKey]) -> Standing:
         left: dict[Meter, int] = {}
         for key in path:
             account = self._books.accounts[key.id]
@@ -678,7 +670,8 @@ class _Standings:
                     taken = account.used(limit.meter) + account.held(limit.meter)
                     rest = max(0, limit.amount - taken)
                     left[limit.meter] = min(rest, left.get(limit.meter, rest))
-        return Standing(left.get("tokens"), left.get("usd"))
+        standing = self._known[id(path)] = Standing(left.get("tokens"), left.get("usd"))
+        return standing
 
 
 def _opened_since(op: Settle) -> Command:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from app.core.access import Key, key_refusal
 from app.core.ceilings import Ceiling, OpenQuantity
-from app.core.ledger import AccountKey, account_key
+from app.core.ledger import AccountKey, OwnerKind, account_key
 from app.core.metering import TOKEN_UNITS, UNITS, Quantity, Usage, tokens_of
 from app.core.preflight import Paths, another_slice, dearest, demand_for, stays
 from app.core.pricing import PARENT, Price, Rate, make_price, price_at
@@ -298,13 +298,13 @@ def test_within_that_time_key_price_and_path_are_the_same(
 ) -> None:
     assume(key_refusal(key, known_at) is None)
     paths = Paths(Calendar(UTC_ZONE))
-    owners = (("key", "k"), ("allocation", "a"), ("pool", "p"))
+    owners: list[tuple[OwnerKind, str]] = [("key", "k"), ("allocation", "a"), ("pool", "p")]
     limited: dict[str, tuple[Window, ...]] = {"k": ("day", "lifetime")}
 
     def known(at: datetime) -> object:
-        return price_at(prices, at), paths.of(owners, at, limited, zone), key_refusal(key, at)  # type: ignore[arg-type]
+        return price_at(prices, at), paths.of(owners, at, limited, zone), key_refusal(key, at)
 
-    period = stays(key, prices, paths.of(owners, known_at, limited, zone), known_at)  # type: ignore[arg-type]
+    period = stays(key, prices, paths.of(owners, known_at, limited, zone), known_at)
     assert period.holds(known_at)
     # Near its edges, too.
     for near in (at, period.start, (period.end or at) - timedelta(microseconds=1)):

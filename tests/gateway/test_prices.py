@@ -242,7 +242,7 @@ def test_a_price_that_was_entered_beforehand_holds_from_its_instant(
 ) -> None:
     model = house.model(DIME)
     tenant = house.tenant(model, usd="100")
-    soon = datetime.now(UTC) + timedelta(seconds=1.5)
+    soon = datetime.now(UTC) + timedelta(seconds=3)
     house.price(
         model, {"input_token": "0", "output_token": "0.25"}, effective_from=soon.isoformat()
     )

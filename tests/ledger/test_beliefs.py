@@ -91,6 +91,37 @@ async def test_what_is_believed_and_verified_is_one_round_trip(
     await rows.assert_sound()
 
 
+async def test_many_accounts_limits_and_rules_are_believed_together(
+    rows: Rows, ledger: Ledger
+) -> None:
+    """Whatever order they come in, here or in PostgreSQL; no two of them stand alike."""
+    await rows.all(
+        "INSERT INTO destinations (id, kind, name, address)"
+        " VALUES (%s, 'email', 'us', 'us@example.com')",
+        KEY,
+    )
+    everybody = [str(UUID(int=n * 2**100)) for n in range(9, 1, -1)]
+    for owner in everybody:
+        for meter in ("usd", "tokens"):
+            await rows.limit(meter, CAP, "allocation", owner)
+        await rows.all(
+            "INSERT INTO alert_rules"
+            " (id, destination_id, owner, owner_id, meter, window_kind, threshold, percent)"
+            " SELECT gen_random_uuid(), %s, 'allocation', %s, 'usd', 'month', n, true"
+            " FROM generate_series(50, 52) AS n",
+            KEY,
+            owner,
+        )
+    for _ in range(6):
+        calls = [Call(owners=(("allocation", owner),), nano=USD) for owner in everybody]
+        granted = await asyncio.gather(*(call.reserve(ledger, 0) for call in calls))
+        assert all(isinstance(one, Granted) for one in granted)
+        ends = (call.settle(ledger, n, USD + n) for n, call in enumerate(calls))
+        await asyncio.gather(*ends)
+    assert (ledger.batches - ledger.believed <= 4, ledger.refuted) == (True, 0)
+    await rows.assert_sound()
+
+
 async def test_under_load_all_but_the_first_batches_are_believed(
     rows: Rows, ledger: Ledger
 ) -> None:
