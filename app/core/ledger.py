@@ -137,6 +137,30 @@ class Limit(msgspec.Struct, frozen=True, gc=False):
     amount: int
 
 
+class OwnerTerms(msgspec.Struct, frozen=True, gc=False):
+    """What an owner is judged by: its limits, in the order of `METERS`, and its rules."""
+
+    limits: tuple[Limit, ...] = ()
+    rules: tuple[Rule, ...] = ()
+
+
+NO_TERMS = OwnerTerms()
+
+
+def owner_terms(limits: Iterable[Limit], rules: Iterable[Rule] = ()) -> dict[str, OwnerTerms]:
+    """Sort out whose limits and rules they are."""
+    limited: dict[str, list[Limit]] = {}
+    for limit in sorted(limits, key=lambda limit: METERS.index(limit.meter)):
+        limited.setdefault(limit.owner_id, []).append(limit)
+    watched: dict[str, list[Rule]] = {}
+    for rule in rules:
+        watched.setdefault(rule.owner_id, []).append(rule)
+    return {
+        owner: OwnerTerms(tuple(limited.get(owner, ())), tuple(watched.get(owner, ())))
+        for owner in limited.keys() | watched.keys()
+    }
+
+
 class OpenDemand(msgspec.Struct, frozen=True, gc=False):
     """A quantity that the client left open: the ledger grants as much of it as fits.
 
@@ -324,25 +348,18 @@ class Books:
     def __init__(
         self,
         accounts: Iterable[Account],
-        limits: Iterable[Limit],
+        terms: Mapping[str, OwnerTerms],
         holds: Iterable[Hold] = (),
         booked: Iterable[Booked] = (),
         *,
         keys: Mapping[str, AccountKey] = {},
-        rules: Iterable[Rule] = (),
         around: Surroundings = NOWHERE,
     ) -> None:
         self.accounts: dict[str, Account] = {a.id: a for a in accounts}
         self.keys = keys
         self.around = around
-        self.rules: dict[str, list[Rule]] = {}
-        for rule in rules:
-            self.rules.setdefault(rule.owner_id, []).append(rule)
-        self.limits: dict[str, list[Limit]] = {}
-        for limit in limits:
-            self.limits.setdefault(limit.owner_id, []).append(limit)
-        for of_owner in self.limits.values():
-            of_owner.sort(key=lambda limit: METERS.index(limit.meter))
+        self.terms = terms
+        """By owner; who is missing has no limits and no rules."""
         self.holds: dict[str, Hold] = {h.call_id: h for h in holds}
         self.booked: dict[str, Booked] = {b.call_id: b for b in booked}
         self.touched: set[str] = set()
@@ -420,7 +437,7 @@ class Books:
         left: dict[Meter, int] = {}
         least = {"tokens": demand.tokens_at(1), "usd": demand.nano_at(1)}
         for key in demand.accounts:
-            for limit in self.limits.get(key.owner_id, ()):
+            for limit in self.terms.get(key.owner_id, NO_TERMS).limits:
                 meter = limit.meter
                 if limit.window != key.window or not _metered(meter, demand):
                     continue
@@ -567,14 +584,14 @@ class Books:
                 continue
             key = self.keys.get(account_id)
             if key is not None and (
-                key.owner_id in self.rules
+                self.terms.get(key.owner_id, NO_TERMS).rules
                 or (key.owner == "allocation" and self._used_up(key, account, tokens, nano))
             ):
                 self._moved(settlement, key, account, (tokens, nano))
 
     def _used_up(self, key: AccountKey, account: Account, tokens: int, nano: int) -> bool:
         """Tell whether so much is what a limit was used up by."""
-        for limit in self.limits.get(key.owner_id, ()):
+        for limit in self.terms.get(key.owner_id, NO_TERMS).limits:
             if limit.window == key.window:
                 by = tokens if limit.meter == "tokens" else nano
                 used = account.used(limit.meter)
@@ -598,11 +615,8 @@ class Books:
         self, settlement: Settlement, key: AccountKey, account: Account, by: tuple[int, int]
     ) -> None:
         """Tell of the thresholds that a settlement crossed, and of a limit that it used up."""
-        limits = {
-            limit.meter: limit.amount
-            for limit in self.limits.get(key.owner_id, ())
-            if limit.window == key.window
-        }
+        terms = self.terms.get(key.owner_id, NO_TERMS)
+        limits = {limit.meter: limit.amount for limit in terms.limits if limit.window == key.window}
         period = Period(key.start, key.end)
         if rolling(key.window) is not None:
             # It has no periods: whoever is told of it is told once a day.
@@ -614,7 +628,7 @@ class Books:
             movement = Movement(
                 key.owner_id, meter, key.window, period, after - more, after, limits.get(meter)
             )
-            for crossing in crossings(self.rules.get(key.owner_id, ()), movement):
+            for crossing in crossings(terms.rules, movement):
                 event = threshold_event(crossing, self._cause(settlement), settlement.finished_at)
                 self.told.append(Told(event, crossing.rule_id))
             if key.owner == "allocation":

@@ -16,7 +16,7 @@ Invariant: locks are taken in one order everywhere: accounts by id, then holds, 
 
 import asyncio
 import time
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, cast
 
@@ -25,6 +25,7 @@ from psycopg.pq.abc import PGresult
 
 from app.core.alerts import Rule
 from app.core.ledger import (
+    NO_TERMS,
     Account,
     AccountKey,
     Actual,
@@ -42,17 +43,18 @@ from app.core.ledger import (
     Settlement,
     Surroundings,
     Told,
+    owner_terms,
 )
 from app.core.refusals import Outcome, Reason, Refusal
 from app.core.windows import EPOCH
-from app.store.beliefs import Beliefs
+from app.store.beliefs import Beliefs, write_accounts
 from app.store.pipe import Command, array
 from app.store.rolling import SLIDE_SQL
 from app.store.spool import Answer
 
 LOCK_SQL = b"""
 SELECT id, used_tokens, used_nano, held_tokens, held_nano,
-       unpriced_calls, overrun_tokens, overrun_nano
+       unpriced_calls, overrun_tokens, overrun_nano, xmin
 FROM accounts WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE
 """
 
@@ -116,10 +118,6 @@ SELECT id FROM keys
 WHERE id = ANY($1::uuid[]) AND used_at IS NULL AND revoked_at IS NULL FOR UPDATE
 """
 
-_ACCOUNT_COLUMNS = (
-    "id uuid, used_tokens bigint, used_nano bigint, held_tokens bigint, held_nano bigint, "
-    "unpriced_calls bigint, overrun_tokens bigint, overrun_nano bigint"
-)
 _CALL_COLUMNS = (
     "id uuid, request_id text, allocation_id uuid, key_id uuid, member_id uuid, model text, "
     "endpoint text, outcome text, close_reason text, status_code integer, started_at timestamptz, "
@@ -129,18 +127,11 @@ _CALL_COLUMNS = (
 )
 _CALL_NAMES = ", ".join(column.split()[0] for column in _CALL_COLUMNS.split(", "))
 
-WRITE_ACCOUNTS = f"""
-UPDATE accounts a SET used_tokens = v.used_tokens, used_nano = v.used_nano,
-    held_tokens = v.held_tokens, held_nano = v.held_nano, unpriced_calls = v.unpriced_calls,
-    overrun_tokens = v.overrun_tokens, overrun_nano = v.overrun_nano
-FROM json_to_recordset($1::json) AS v({_ACCOUNT_COLUMNS})
-WHERE a.id = v.id AND a.id = ANY($2::uuid[])
-""".encode()
 WRITE_SLID = b"""
 UPDATE accounts a SET slid_to = v.slid_to, slid_tokens = v.slid_tokens, slid_nano = v.slid_nano
 FROM json_to_recordset($1::json)
     AS v(id uuid, slid_to timestamptz, slid_tokens bigint, slid_nano bigint)
-WHERE a.id = v.id AND a.id = ANY($2::uuid[])
+WHERE a.id = ANY(ARRAY[v.id])
 """
 WRITE_EVENTS = b"""
 INSERT INTO events (id, kind, rule_id, body)
@@ -161,7 +152,7 @@ CHANGE_HOLDS = b"""
 UPDATE holds h SET tokens = v.tokens, nano = v.nano, deadline = now() + $1::interval,
     checkpoint = coalesce(v.checkpoint, h.checkpoint)
 FROM json_to_recordset($2::json) AS v(call_id uuid, tokens bigint, nano bigint, checkpoint jsonb)
-WHERE h.call_id = v.call_id AND h.call_id = ANY($3::uuid[])
+WHERE h.call_id = ANY(ARRAY[v.call_id])
 """
 END_HOLDS = b"DELETE FROM holds WHERE call_id = ANY($1::uuid[])"
 WRITE_ADJUSTMENTS = b"""
@@ -318,6 +309,8 @@ class Batch:
         self.decided = False
         self._beliefs = beliefs
         self._books: Books | None = None
+        self._written: Collection[str] = ()
+        """The accounts that are written."""
         self._around = around
         self._known_events = known_events
         self._hold_deadline = hold_deadline
@@ -393,13 +386,15 @@ class Batch:
                 return None
         books = Books(
             believed.accounts,
-            believed.limits,
+            believed.terms,
             believed.holds,
             keys=self._keys,
-            rules=believed.rules,
             around=self._around,
         )
-        return [*believed.verify, *self._decide(books, version, set())]
+        writes = self._decide(books, version, set())
+        # A refusal, too, is only right if the accounts are as they were left.
+        self._written = books.accounts
+        return [*believed.verify(), *writes]
 
     def refuted(self) -> None:
         """Be told that a belief was wrong."""
@@ -407,10 +402,11 @@ class Batch:
         for op in self.ops:
             op.doubted = True
 
-    def committed(self) -> None:
-        """Be told that what was decided is true."""
+    def committed(self, results: Sequence[PGresult]) -> None:
+        """Be told that what was decided is true, and what came back of the writing."""
         assert self._books is not None
-        self._beliefs.committed(self._books, self._settled)
+        writer = text(results[0], 0, 1) if self._written else ""
+        self._beliefs.committed(self._books, self._written, writer, self._settled)
 
     # Before the locks
 
@@ -495,27 +491,41 @@ class Batch:
         if self._one_shots:
             usable = {text(more[0], row) for row in range(more[0].ntuples)}
         accounts = [_account(locked, row) for row in range(locked.ntuples)]
+        writers = [text(locked, row, 8) for row in range(locked.ntuples)]
+        terms = owner_terms(
+            _decode_limits(read.get_value(0, 1) or b"null") or [],
+            _decode_rules(read.get_value(0, 4) or b"null") or [],
+        )
         books = Books(
             accounts,
-            _decode_limits(read.get_value(0, 1) or b"null") or [],
+            terms,
             [*self._ended, *self._kept],
             list(self._booked.values()),
             keys=self._keys,
-            rules=_decode_rules(read.get_value(0, 4) or b"null") or [],
             around=self._around,
         )
         version = int(read.get_value(0, 0) or b"0")
         rolling = set(self._sliding)
         self._beliefs.found(
             version,
-            [account for account in accounts if account.id not in rolling],
+            [
+                (account, writer)
+                for account, writer in zip(accounts, writers, strict=True)
+                if account.id not in rolling
+            ],
+            terms,
             self.owners,
-            books,
             topped=text(read, 0, 5).split(","),
         )
         if self._sliding:
             _slide(books, more[-1])
-        return [*self._decide(books, version, usable), (b"COMMIT", ())]
+        writes = self._decide(books, version, usable)
+        if books.touched:
+            self._written = books.touched
+            by_id = dict(zip((account.id for account in accounts), writers, strict=True))
+            touched = [books.accounts[id] for id in books.touched]
+            writes.insert(0, write_accounts(touched, [by_id[one.id] for one in touched]))
+        return [*writes, (b"COMMIT", ())]
 
     def _decide(self, books: Books, version: int, usable: set[str]) -> list[Command]:
         answers: list[dict[str, object]] = []
@@ -533,12 +543,9 @@ class Batch:
         answers: list[dict[str, object]],
     ) -> list[Command]:
         commands: list[Command] = []
-        if books.touched:
-            touched = [books.accounts[id] for id in books.touched]
-            commands.append((WRITE_ACCOUNTS, [encode(touched), array(books.touched)]))
         if books.slid:
             slid = [_slid_row(books.accounts[id]) for id in books.slid]
-            commands.append((WRITE_SLID, [encode(slid), array(books.slid)]))
+            commands.append((WRITE_SLID, [encode(slid)]))
         if books.told:
             news = [one for one in books.told if one.event.id not in self._known_events]
             # In one order everywhere: replicas may write the same events at the same time.
@@ -551,8 +558,8 @@ class Batch:
         if books.calls:
             commands.append((WRITE_CALLS, [encode([_call_row(row) for row in books.calls])]))
         if books.changed_holds:
-            held = [encode(list(books.changed_holds.values())), array(books.changed_holds)]
-            commands.append((CHANGE_HOLDS, [self._hold_deadline, *held]))
+            held = encode(list(books.changed_holds.values()))
+            commands.append((CHANGE_HOLDS, [self._hold_deadline, held]))
         # Those of settled calls went when they were read.
         ended = books.ended_holds.difference(self._settled)
         if ended:
@@ -665,7 +672,7 @@ class _Standings:
         left: dict[Meter, int] = {}
         for key in path:
             account = self._books.accounts[key.id]
-            for limit in self._books.limits.get(key.owner_id, ()):
+            for limit in self._books.terms.get(key.owner_id, NO_TERMS).limits:
                 if limit.window == key.window:
                     taken = account.used(limit.meter) + account.held(limit.meter)
                     rest = max(0, limit.amount - taken)

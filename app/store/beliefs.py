@@ -9,14 +9,20 @@ decided is a function of what is verified, so a belief can cost time, but never 
 A verified batch is one round trip instead of two. Where several replicas charge the same accounts,
 beliefs are mostly wrong; so an account is believed only after it was found as it was left.
 
+An account is as it was left if its row was last written by the transaction that left it so. The
+numbers of transactions are one server's, and begin again after 2^32: so beliefs are given up with
+the connection, and once an hour.
+
 Never believed: rolling accounts, which move by themselves; owners with top-ups, whose limits do.
 """
 
 import copy
-from collections.abc import Container, Iterable
+import time
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 
-from app.core.alerts import Rule
-from app.core.ledger import Account, Books, Hold, Limit
+import msgspec
+
+from app.core.ledger import NO_TERMS, Account, Books, Hold, OwnerTerms
 from app.store.pipe import Command, array
 
 KNOWN_MAX = 100_000
@@ -24,15 +30,34 @@ TRUSTED = 1
 """How often in a row an account was found as it was left, to be believed."""
 REFUTED = -4
 """Where that count begins after a belief was wrong."""
+KEPT_S = 3600.0
+"""No server comes to 2^32 transactions in that time."""
 
-VERIFY_ACCOUNTS = b"""
-WITH locked AS MATERIALIZED (
-    SELECT id, concat_ws('|', used_tokens, used_nano, held_tokens, held_nano,
-                         unpriced_calls, overrun_tokens, overrun_nano) AS state
-    FROM accounts WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE
+ACCOUNT_COLUMNS = (
+    "used_tokens",
+    "used_nano",
+    "held_tokens",
+    "held_nano",
+    "unpriced_calls",
+    "overrun_tokens",
+    "overrun_nano",
 )
-SELECT 1 / (coalesce(array_agg(state ORDER BY id), '{}') = $2::text[])::int FROM locked
-"""
+
+# Of accounts that were last written by the transactions $2; else it fails with a division by zero.
+# They are found and locked one by one, in the order of $1.
+WRITE_ACCOUNTS = f"""
+WITH written AS (
+    UPDATE accounts a SET {", ".join(f"{name} = v.{name}" for name in ACCOUNT_COLUMNS)}
+    FROM ROWS FROM (
+        json_to_recordset($1::json)
+            AS (id uuid, {", ".join(f"{name} bigint" for name in ACCOUNT_COLUMNS)}),
+        unnest($2::xid[])
+    ) AS v(id, {", ".join(ACCOUNT_COLUMNS)}, writer)
+    WHERE a.id = ANY(ARRAY[v.id]) AND a.xmin = v.writer
+    RETURNING a.id
+)
+SELECT 1 / (count(*) = cardinality($2::xid[]))::int, pg_current_xact_id()::xid FROM written
+""".encode()
 
 # A statement of its own, after the locks: it sees everything that committed before they were won.
 # Holds that end are deleted here, like those that are read.
@@ -56,30 +81,37 @@ SELECT 1 / ((SELECT directory_version FROM installation) = $5::bigint
 )::int
 """
 
+_encode = msgspec.json.encode
+
+
+def write_accounts(accounts: Collection[Account], writers: Iterable[str]) -> Command:
+    """Say how accounts are to be left, if these transactions were the last to write them."""
+    return WRITE_ACCOUNTS, [_encode(accounts), array(writers)]
+
 
 class _Standing:
-    """An account as it was left, and how often in a row it was found so."""
+    """An account as it was left, by which transaction, and how often in a row it was found so."""
 
-    __slots__ = ("account", "streak")
+    __slots__ = ("account", "streak", "writer")
 
-    def __init__(self, account: Account, streak: int) -> None:
+    def __init__(self, account: Account, writer: str, streak: int) -> None:
         self.account = account
+        self.writer = writer
         self.streak = streak
 
 
-class _Terms:
-    """The limits and rules of an owner, and what PostgreSQL would make of them."""
+class _Lines:
+    """The terms of an owner, and what PostgreSQL would make of them."""
 
-    __slots__ = ("limits", "lines", "rules")
+    __slots__ = ("lines", "terms")
 
-    def __init__(self, limits: list[Limit], rules: list[Rule]) -> None:
-        self.limits = limits
-        self.rules = rules
-        lines = [f"{one.owner_id}|{one.meter}|{one.window}|{one.amount}" for one in limits]
+    def __init__(self, terms: OwnerTerms) -> None:
+        self.terms = terms
+        lines = [f"{one.owner_id}|{one.meter}|{one.window}|{one.amount}" for one in terms.limits]
         lines += [
             f"{one.owner_id}|{one.id}|{one.meter}|{one.window}|{one.threshold}"
             f"|{'t' if one.percent else 'f'}"
-            for one in rules
+            for one in terms.rules
         ]
         self.lines = sorted(lines)
 
@@ -90,63 +122,69 @@ class Believed:
     def __init__(
         self,
         version: int,
-        accounts: list[Account],
-        terms: list[_Terms],
-        owners: Iterable[str],
+        standings: list[_Standing],
+        owners: list[str],
+        known: list[_Lines],
         holds: list[Hold],
     ) -> None:
-        self.accounts = accounts
-        self.limits = [limit for one in terms for limit in one.limits]
-        self.rules = [rule for one in terms for rule in one.rules]
+        # What is decided changes them, and may not come true.
+        self.accounts = [copy.copy(one.account) for one in standings]
+        self.writers = [one.writer for one in standings]
+        self.terms = {owner: one.terms for owner, one in zip(owners, known, strict=True)}
         self.holds = holds
-        self.verify: list[Command] = [
-            (
-                VERIFY_ACCOUNTS,
-                [array([one.id for one in accounts]), array([_state(one) for one in accounts])],
-            ),
-            (
-                VERIFY_REST,
-                [
-                    array([hold.call_id for hold in holds]),
-                    array([_hold_state(hold) for hold in holds]),
-                    array(owners),
-                    array([line for one in terms for line in one.lines]),
-                    b"%d" % version,
-                ],
-            ),
-        ]
+        self._rest: Command = (
+            VERIFY_REST,
+            [
+                array([hold.call_id for hold in holds]),
+                array([_hold_state(hold) for hold in holds]),
+                array(owners),
+                array([line for one in known for line in one.lines]),
+                b"%d" % version,
+            ],
+        )
+
+    def verify(self) -> list[Command]:
+        """Return what has to be so, and how the accounts are to be left."""
+        if not self.accounts:
+            return [self._rest]
+        return [write_accounts(self.accounts, self.writers), self._rest]
 
 
 class Beliefs:
-    """What one process believes."""
+    """What one process believes, as long as a connection lasts."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since = clock()
         self._version = -1
         self._accounts: dict[str, _Standing] = {}
-        self._terms: dict[str, _Terms] = {}
+        self._terms: dict[str, _Lines] = {}
         self._holds: dict[str, Hold] = {}
 
     def of(
         self, account_ids: Iterable[str], owners: Iterable[str], call_ids: Iterable[str]
     ) -> Believed | None:
         """Return what to decide on; None if anything of it is not believed."""
-        accounts: list[Account] = []
+        now = self._clock()
+        if now - self._since > KEPT_S:
+            self._since = now
+            self._accounts.clear()
+        standings: list[_Standing] = []
         for id in sorted(account_ids):
             standing = self._accounts.get(id)
             if standing is None or standing.streak < TRUSTED:
                 return None
-            # What is decided changes it, and may not come true.
-            accounts.append(copy.copy(standing.account))
+            standings.append(standing)
         owners = sorted(owners)
-        terms = [self._terms.get(owner) for owner in owners]
+        known = [self._terms.get(owner) for owner in owners]
         holds = [self._holds.get(id) for id in sorted(call_ids)]
-        if None in terms or None in holds:
+        if None in known or None in holds:
             return None
         return Believed(
             self._version,
-            accounts,
-            [one for one in terms if one is not None],
+            standings,
             owners,
+            [one for one in known if one is not None],
             [hold for hold in holds if hold is not None],
         )
 
@@ -158,39 +196,42 @@ class Beliefs:
     def found(
         self,
         version: int,
-        accounts: Iterable[Account],
+        accounts: Iterable[tuple[Account, str]],
+        terms: Mapping[str, OwnerTerms],
         owners: Iterable[str],
-        books: Books,
         *,
         topped: Container[str],
     ) -> None:
-        """Take in what the locks found, before anything is decided; no rolling accounts."""
+        """Take in what the locks found, before anything is decided.
+
+        `accounts` come with the transactions that left them so, and without rolling ones.
+        """
         self._version = version
-        for account in accounts:
+        for account, writer in accounts:
             standing = self._accounts.get(account.id)
             if standing is None:
-                self._accounts[account.id] = _Standing(copy.copy(account), 0)
-            elif standing.account == account:
+                self._accounts[account.id] = _Standing(copy.copy(account), writer, 0)
+            elif standing.writer == writer:
                 standing.streak += 1
             else:
-                standing.account = copy.copy(account)
+                standing.account, standing.writer = copy.copy(account), writer
                 standing.streak = min(0, standing.streak)
         for owner in owners:
             if owner in topped:
                 self._terms.pop(owner, None)
                 continue
-            limits, rules = books.limits.get(owner, []), books.rules.get(owner, [])
-            known = self._terms.get(owner)
-            if known is None or known.limits != limits or known.rules != rules:
-                self._terms[owner] = _Terms(limits, rules)
+            found, known = terms.get(owner, NO_TERMS), self._terms.get(owner)
+            if known is None or known.terms != found:
+                self._terms[owner] = _Lines(found)
 
-    def committed(self, books: Books, settled: Iterable[str]) -> None:
-        """Take in what was written."""
-        for id in books.touched:
-            account = books.accounts[id]
+    def committed(
+        self, books: Books, written: Iterable[str], writer: str, settled: Iterable[str]
+    ) -> None:
+        """Take in what was written, and the number of the transaction that wrote the accounts."""
+        for id in written:
             standing = self._accounts.get(id)
             if standing is not None:
-                standing.account = account
+                standing.account, standing.writer = books.accounts[id], writer
         for id in settled:
             self._holds.pop(id, None)
         for id in books.ended_holds:
@@ -209,13 +250,6 @@ class Beliefs:
             standing = self._accounts.get(id)
             if standing is not None:
                 standing.streak = REFUTED
-
-
-def _state(account: Account) -> str:
-    return (
-        f"{account.used_tokens}|{account.used_nano}|{account.held_tokens}|{account.held_nano}"
-        f"|{account.unpriced_calls}|{account.overrun_tokens}|{account.overrun_nano}"
-    )
 
 
 def _hold_state(hold: Hold) -> str:

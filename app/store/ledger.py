@@ -27,6 +27,7 @@ from typing import Any
 
 import psycopg
 import structlog
+from psycopg.pq.abc import PGresult
 
 from app.core.ledger import (
     NOWHERE,
@@ -82,12 +83,12 @@ REFRESH_HOLDS = b"""
 WITH live AS (
     SELECT h.call_id, v.checkpoint
     FROM holds h JOIN json_to_recordset($2::json) AS v(call_id uuid, checkpoint jsonb)
-        ON h.call_id = v.call_id AND h.call_id = ANY($3::uuid[])
+        ON h.call_id = ANY(ARRAY[v.call_id])
     FOR UPDATE OF h SKIP LOCKED
 )
 UPDATE holds h SET deadline = now() + $1::interval,
     checkpoint = coalesce(live.checkpoint, h.checkpoint)
-FROM live WHERE h.call_id = live.call_id AND h.call_id = ANY($3::uuid[])
+FROM live WHERE h.call_id = ANY(ARRAY[live.call_id])
 RETURNING h.call_id, h.stopped
 """
 OPTIONS = (
@@ -386,19 +387,19 @@ class Ledger:
         verified = batch.believing()
         if verified is not None:
             try:
-                await pipe.run(verified)
+                results = await pipe.run(verified)
             except psycopg.errors.DivisionByZero:
                 self.refuted += 1
                 batch.refuted()
                 self._queue.extendleft(reversed(batch.ops))
             else:
                 self.believed += 1
-                self._done(batch)
+                self._done(batch, results)
             return
         if unknown := batch.unknown:
             [keys] = await pipe.run([(KEYS_SQL, [array(unknown)])])
             batch.learn(keys_in(keys))
-        await pipe.run(batch.locks(), batch.at_once)
+        results = await pipe.run(batch.locks(), batch.at_once)
         if not batch.decided:
             # The usual case has been written at once, without a turn of the event loop in between.
             if missing := batch.missing():
@@ -413,12 +414,12 @@ class Ledger:
                 self._widened |= widened
                 self._queue.extendleft(reversed(batch.ops))
                 return
-            await pipe.run(batch.decide())
-        self._done(batch)
+            results = await pipe.run(batch.decide())
+        self._done(batch, results)
 
-    def _done(self, batch: Batch) -> None:
+    def _done(self, batch: Batch, results: Sequence[PGresult]) -> None:
         """Tell everybody what has become true."""
-        batch.committed()
+        batch.committed(results)
         self.batches += 1
         self.operations += len(batch.ops)
         if self.on_booked is not None:
@@ -455,6 +456,7 @@ class Ledger:
         await self._disconnect()
         try:
             self._pipe = pipe = await Pipe.open(self.dsn, options=OPTIONS)
+            self._beliefs = Beliefs()
             if pipe.server_version >= LIMITS_TRANSACTIONS:
                 async with asyncio.timeout(self.wait_s):
                     await pipe.run([(LIMIT_TRANSACTIONS, ())])
@@ -583,8 +585,7 @@ class Ledger:
                         rows = [
                             {"call_id": id, "checkpoint": used} for id, used in self.live.items()
                         ]
-                        live = [encode(rows), array(self.live)]
-                        [held] = await pipe.run([(REFRESH_HOLDS, [self._deadline, *live])])
+                        [held] = await pipe.run([(REFRESH_HOLDS, [self._deadline, encode(rows)])])
                     finally:
                         await pipe.close()
             except (psycopg.Error, OSError) as error:

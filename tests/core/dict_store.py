@@ -23,6 +23,7 @@ from app.core.ledger import (
     Limit,
     Meter,
     RollingAccount,
+    owner_terms,
 )
 from app.core.windows import EPOCH, Window, rolling
 
@@ -91,7 +92,7 @@ class DictStore:
             )
             for id in asked & self.calls.keys()
         ]
-        books = Books(accounts, limits, holds, booked)
+        books = Books(accounts, owner_terms(limits), holds, booked)
         for account in accounts:
             length = rolling(self.keys[account.id].window)
             if length is not None:

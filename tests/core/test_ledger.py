@@ -60,6 +60,7 @@ from app.core.ledger import (
     Settlement,
     account_key,
     account_state,
+    owner_terms,
 )
 from app.core.money import nano_to_usd, usd_to_nano
 from app.core.refusals import OUTCOME_OF, Outcome, Reason, Refusal
@@ -886,7 +887,7 @@ def test_scenario(name: str) -> None:
 
 
 def batch(accounts: list[Account], limits: list[Limit], *holds: Hold) -> Books:
-    return Books(accounts, limits, holds)
+    return Books(accounts, owner_terms(limits), holds)
 
 
 KEY = account_key("allocation", "a", "month", Period(datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)))  # fmt: skip
@@ -1079,7 +1080,7 @@ def test_a_call_settles_in_the_account_of_a_limit_that_was_added_while_it_ran() 
     facts = CallFacts("c", "c", "a", "k", "m", "m", "chat", None, KEY.start, (KEY.id,))
     hold = Hold("c", (KEY.id, other.id), 5, 7, facts)
     accounts = [Account(id, held_tokens=5, held_nano=7) for id in hold.account_ids]
-    books = Books(accounts, [], [hold])
+    books = Books(accounts, {}, [hold])
     settlement = Settlement(facts, "success", 200, Actual({}, 3, 4), KEY.start)
     assert books.settle(settlement) == "booked"
     for account in books.accounts.values():

@@ -24,6 +24,7 @@ from app.core.ledger import (
     Settlement,
     Surroundings,
     account_key,
+    owner_terms,
 )
 from app.core.refusals import Outcome, Refusal
 from app.core.windows import EPOCH, Period
@@ -55,15 +56,17 @@ def books(
     ]
     return Books(
         accounts,
-        [
-            Limit(key.owner_id, "tokens", key.window, amount)
-            for key in keys
-            for amount in (limits or {}).values()
-        ],
+        owner_terms(
+            [
+                Limit(key.owner_id, "tokens", key.window, amount)
+                for key in keys
+                for amount in (limits or {}).values()
+            ],
+            rules or (),
+        ),
         holds,
         booked,
         keys={key.id: key for key in keys},
-        rules=rules or (),
         around=Surroundings(lambda model: f"provider of {model}"),
     )
 
@@ -197,7 +200,7 @@ def test_a_limit_that_was_added_while_a_call_runs_has_a_say_in_its_extensions() 
     )
     for account in on.accounts.values():
         account.held_tokens = 5
-    on.limits.pop("a")
+    on.terms = {KEY.owner_id: on.terms[KEY.owner_id]}
     asked = Demand((ALLOCATION,), 6, True, 0, 1, None)
     refused = on.extend(CALL, asked)
     assert isinstance(refused, Refusal)
@@ -210,7 +213,7 @@ def test_a_limit_that_was_added_while_a_call_runs_has_a_say_in_its_extensions() 
 
 def test_a_limit_of_dollars_is_used_up_by_dollars() -> None:
     on = books(ALLOCATION)
-    on.limits["a"] = [Limit("a", "usd", "day", 1), Limit("a", "usd", "month", 5)]
+    on.terms = owner_terms([Limit("a", "usd", "day", 1), Limit("a", "usd", "month", 5)])
     [body] = settled(on, 1, 5)
     assert (body.meter, body.total, body.window) == ("usd", "0.000000005", "month")
 
@@ -249,7 +252,7 @@ def test_a_session_that_was_cut_is_told(close_reason: str | None, told: bool) ->
 def test_without_surroundings_events_name_no_provider_and_days_are_utcs() -> None:
     hold = Hold(CALL, (ALLOCATION.id,), 5, None)
     plain = Books(
-        [Account(ALLOCATION.id, held_tokens=5)], [], [hold], keys={ALLOCATION.id: ALLOCATION}
+        [Account(ALLOCATION.id, held_tokens=5)], {}, [hold], keys={ALLOCATION.id: ALLOCATION}
     )
     [body] = settled(plain, 5, None)
     assert (body.service, body.period) == (None, datetime(2026, 5, 5, tzinfo=UTC))

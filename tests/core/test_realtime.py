@@ -30,6 +30,7 @@ from app.core.ledger import (
     Limit,
     Settlement,
     account_key,
+    owner_terms,
 )
 from app.core.metering import Usage
 from app.core.pricing import COST_NANO_MAX, Price, Rate, make_price
@@ -187,12 +188,12 @@ class House:
     def __init__(self, usd: int | None = None, tokens: int | None = None) -> None:
         limits = [Limit("a", "usd", "month", usd)] if usd is not None else []
         limits += [Limit("a", "tokens", "month", tokens)] if tokens is not None else []
-        self.books = Books([Account(ACCOUNT.id)], limits)
+        self.books = Books([Account(ACCOUNT.id)], owner_terms(limits))
         self.limits = (usd, tokens)
         self.calls: list[Call] = []
 
     def lift_limits(self) -> None:
-        self.books.limits.clear()
+        self.books.terms = {}
         self.limits = (None, None)
 
     def open(self, session: Session) -> "Call | None":
@@ -721,7 +722,8 @@ def test_two_models_of_one_name_upstream_are_told_apart_by_what_was_asked_for() 
 
 def test_when_nothing_more_is_granted_responses_become_shorter_before_the_session_ends() -> None:
     call = call_of("conversation", TALK, usd=20_000)
-    call.house.books.limits["a"] = [Limit("a", "usd", "month", call.session.held_nano)]
+    limit = Limit("a", "usd", "month", call.session.held_nano)
+    call.house.books.terms = owner_terms([limit])
     offer = call.session.read(say(text(40)))
     assert isinstance(offer, Offer)
     assert not call.session.fits(offer)

@@ -1,6 +1,7 @@
 """What a process believes spares a round trip; what is not so any more is never decided on."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -150,6 +151,60 @@ async def test_what_another_replica_used_is_seen(
     assert isinstance(refused, Refusal)
     assert refused.reason is Reason.RESERVED
     await rows.assert_sound(at_rest=False)
+
+
+async def test_what_another_replica_gave_back_is_seen(
+    rows: Rows, ledger: Ledger, second: Ledger
+) -> None:
+    """A refusal, which changes no account, is not decided on what was either."""
+    await believing(ledger)
+    big = Call(nano=CAP - await used(rows))
+    assert isinstance(await big.reserve(ledger), Granted)
+    await second.settle(big.settlement(7, USD), big.path)
+    believed = ledger.believed
+    assert isinstance(await Call(nano=USD).reserve(ledger), Granted)
+    assert (ledger.believed, ledger.refuted) == (believed, 1)
+    await rows.assert_sound(at_rest=False)
+
+
+async def test_a_refusal_is_verified_like_a_grant(rows: Rows, ledger: Ledger) -> None:
+    await believing(ledger)
+    believed = ledger.believed
+    for _ in range(3):
+        assert isinstance(await Call(nano=CAP).reserve(ledger), Refusal)
+    assert isinstance(await Call(nano=USD).reserve(ledger), Granted)
+    assert (ledger.believed, ledger.refuted) == (believed + 4, 0)
+    await rows.assert_sound(at_rest=False)
+
+
+async def test_nothing_is_believed_over_a_new_connection(rows: Rows, ledger: Ledger) -> None:
+    """It may lead to another server, on which the numbers of transactions are others."""
+    await believing(ledger)
+    believed = ledger.believed
+    await rows.all(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+    )
+    await until(lambda: _gone(ledger))
+    assert isinstance(await Call(nano=USD).reserve(ledger), Granted)
+    assert (ledger.believed, ledger.refuted) == (believed, 0)
+    await believing(ledger)
+
+
+async def _gone(ledger: Ledger) -> bool:
+    """Whether its connection is known to be gone."""
+    return ledger._pipe is None or ledger._pipe.broken
+
+
+async def test_nothing_is_believed_for_longer_than_numbers_of_transactions_last(
+    rows: Rows, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await believing(ledger)
+    believed = ledger.believed
+    monkeypatch.setattr(ledger._beliefs, "_clock", lambda: time.monotonic() + 3601)
+    assert isinstance(await Call(nano=USD).reserve(ledger), Granted)
+    assert (ledger.believed, ledger.refuted) == (believed, 0)
+    await believing(ledger)
 
 
 async def test_a_lowered_cap_refuses_and_a_raised_or_lifted_one_admits(
