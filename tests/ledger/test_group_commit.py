@@ -431,6 +431,20 @@ async def test_the_hold_of_a_living_call_is_refreshed_and_of_a_dead_one_is_not(
     await rows.assert_sound()
 
 
+async def test_thousands_of_living_calls_are_refreshed_before_they_could_expire(
+    rows: Rows, database_url: str, tmp_path: Path
+) -> None:
+    async with running(database_url, tmp_path, hold_deadline_s=4) as ledger:
+        calls = [Call() for _ in range(5000)]
+        await asyncio.gather(*(call.reserve(ledger) for call in calls))
+        refreshed = "SELECT min(deadline) > %s FROM holds"
+        since = await rows.one("SELECT max(deadline) FROM holds")
+        assert await until(lambda: rows.one(refreshed, since))
+        assert await reap(database_url, ledger) == 0
+        await asyncio.gather(*(call.settle(ledger) for call in calls))
+    await rows.assert_sound()
+
+
 async def test_a_dead_call_is_billed_at_its_last_checkpoint(
     rows: Rows, database_url: str, tmp_path: Path
 ) -> None:
