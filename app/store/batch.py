@@ -491,7 +491,7 @@ class Batch:
         if self._one_shots:
             usable = {text(more[0], row) for row in range(more[0].ntuples)}
         accounts = [_account(locked, row) for row in range(locked.ntuples)]
-        writers = [text(locked, row, 8) for row in range(locked.ntuples)]
+        writers = {text(locked, row): text(locked, row, 8) for row in range(locked.ntuples)}
         terms = owner_terms(
             _decode_limits(read.get_value(0, 1) or b"null") or [],
             _decode_rules(read.get_value(0, 4) or b"null") or [],
@@ -508,11 +508,7 @@ class Batch:
         rolling = set(self._sliding)
         self._beliefs.found(
             version,
-            [
-                (account, writer)
-                for account, writer in zip(accounts, writers, strict=True)
-                if account.id not in rolling
-            ],
+            [(account, writers[account.id]) for account in accounts if account.id not in rolling],
             terms,
             self.owners,
             topped=text(read, 0, 5).split(","),
@@ -522,9 +518,8 @@ class Batch:
         writes = self._decide(books, version, usable)
         if books.touched:
             self._written = books.touched
-            by_id = dict(zip((account.id for account in accounts), writers, strict=True))
             touched = [books.accounts[id] for id in books.touched]
-            writes.insert(0, write_accounts(touched, [by_id[one.id] for one in touched]))
+            writes.insert(0, write_accounts(touched, [writers[one.id] for one in touched]))
         return [*writes, (b"COMMIT", ())]
 
     def _decide(self, books: Books, version: int, usable: set[str]) -> list[Command]:

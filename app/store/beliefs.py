@@ -81,12 +81,10 @@ SELECT 1 / ((SELECT directory_version FROM installation) = $5::bigint
 )::int
 """
 
-_encode = msgspec.json.encode
-
 
 def write_accounts(accounts: Collection[Account], writers: Iterable[str]) -> Command:
     """Say how accounts are to be left, if these transactions were the last to write them."""
-    return WRITE_ACCOUNTS, [_encode(accounts), array(writers)]
+    return WRITE_ACCOUNTS, [msgspec.json.encode(accounts), array(writers)]
 
 
 class _Standing:

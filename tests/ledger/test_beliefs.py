@@ -167,7 +167,7 @@ async def test_what_another_replica_gave_back_is_seen(
     await rows.assert_sound(at_rest=False)
 
 
-async def test_a_refusal_is_verified_like_a_grant(rows: Rows, ledger: Ledger) -> None:
+async def test_an_account_that_refused_is_still_believed(rows: Rows, ledger: Ledger) -> None:
     await believing(ledger)
     believed = ledger.believed
     for _ in range(3):

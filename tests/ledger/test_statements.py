@@ -25,6 +25,12 @@ def connection(database_url: str) -> Iterator[psycopg.Connection]:
         yield connection
 
 
+def plan_of(connection: psycopg.Connection, statement: bytes) -> str:
+    result = connection.pgconn.exec_(b"EXPLAIN (GENERIC_PLAN) " + statement)
+    assert not result.error_message, result.error_message
+    return "\n".join((result.get_value(row, 0) or b"").decode() for row in range(result.ntuples))
+
+
 def test_there_are_statements_to_look_at() -> None:
     assert {"LOCK_SQL", "WRITE_ACCOUNTS", "WRITE_CALLS", "REFRESH_HOLDS"} <= STATEMENTS.keys()
 
@@ -33,9 +39,7 @@ def test_there_are_statements_to_look_at() -> None:
 def test_no_statement_of_the_ledger_reads_a_whole_table(
     connection: psycopg.Connection, name: str
 ) -> None:
-    result = connection.pgconn.exec_(b"EXPLAIN (GENERIC_PLAN) " + STATEMENTS[name])
-    assert not result.error_message, result.error_message
-    plan = "\n".join((result.get_value(row, 0) or b"").decode() for row in range(result.ntuples))
+    plan = plan_of(connection, STATEMENTS[name])
     # The installation is one row.
     assert set(re.findall(r"Seq Scan on (\w+)", plan)) <= {"installation"}, plan
     # Nor are the rows that are handed in, of which there may be many, compared with as many others.
@@ -47,7 +51,6 @@ def test_no_statement_of_the_ledger_reads_a_whole_table(
 def test_accounts_are_written_in_the_order_in_which_everyone_locks_them(
     connection: psycopg.Connection,
 ) -> None:
-    result = connection.pgconn.exec_(b"EXPLAIN (GENERIC_PLAN) " + beliefs.WRITE_ACCOUNTS)
-    plan = "\n".join((result.get_value(row, 0) or b"").decode() for row in range(result.ntuples))
+    plan = plan_of(connection, beliefs.WRITE_ACCOUNTS)
     # It begins with what it is given, and that is in the order of the ids.
     assert re.search(r"Nested Loop.*\n\s*-> +Function Scan on v .*\n\s*-> +Index Scan", plan), plan
