@@ -783,6 +783,8 @@ class Session:
         self._settle_claim(None, self._echoed(session, self._setup, self._setup, None))
 
     def _confirm(self, event: _Event) -> bool:
+        # What was relayed since the claim waits for this answer: counted while it is the last one.
+        self._flow()
         claim = self._claims.popleft() if self._claims else None
         if claim is None:
             # An update that seemed to be refused was not: an error named another event by its id.

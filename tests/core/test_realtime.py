@@ -220,6 +220,8 @@ class Call:
         self.withheld: Offer | None = None
         self.rejected: list[Rejected] = []
         self.told: int | None = None
+        self.looked_at = True
+        """Whether the bill is drawn up after each step. That it is may not make a difference."""
 
     def ask(self, offer: Offer | None) -> bool:
         for demand in self.session.asks(offer):
@@ -256,6 +258,8 @@ class Call:
 
     def check(self) -> None:
         """The bill is never above the hold, nor the hold above the limit."""
+        if not self.looked_at:
+            return
         hold = self.house.books.holds[self.facts.id]
         for final in (False, True):
             bill = self.session.bill(final=final).actual
@@ -465,12 +469,16 @@ FORMATS: list[tuple[str, list[object], int | Decimal]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("looked_at", [True, False])
 @pytest.mark.parametrize(
     ("steps", "seconds"), [row[1:] for row in FORMATS], ids=[row[0] for row in FORMATS]
 )
-def test_audio_is_rated_by_the_format_in_force(steps: list[object], seconds: int | Decimal) -> None:
-    call = play(call_of(), *steps)
-    assert call.settle().actual.usage == {"second": seconds}
+def test_audio_is_rated_by_the_format_in_force(
+    steps: list[object], seconds: int | Decimal, looked_at: bool
+) -> None:
+    call = call_of()
+    call.looked_at = looked_at
+    assert play(call, *steps).settle().actual.usage == {"second": seconds}
 
 
 def test_many_claims_in_doubt_take_no_long_time() -> None:
@@ -1484,6 +1492,40 @@ def test_a_conversation_never_outruns_its_hold(data: st.DataObject) -> None:
         provider.end()
     call.check()
     call.settle()
+
+
+SOUNDS = [{"type": "audio/pcmu"}, pcm(16_000), pcm(24_000)]
+HEARD: list[object] = [
+    *(append(size) for size in (960, 24_000, 480_000)),
+    *(ga(id, format=sound) for sound in SOUNDS for id in ("a", "b")),
+    event("input_audio_buffer.commit"),
+    ga("c", transcription={"model": "t"}),
+    *((updated(audio={"input": {"format": sound}}),) for sound in SOUNDS),
+    *((said,) for said in (updated(), error("a"), error("b"), committed(), committed("j"))),
+    *((said,) for said in (transcript(), transcript(tokens(audio=30, out=4), "j"))),
+    (event("input_audio_buffer.cleared"),),
+]
+TALKED: list[object] = [
+    say(text(40)),
+    event("response.create"),
+    *((said,) for said in (created("r1"), created("r2"), done("r1"))),
+    (done("r2", tokens(text=9, audio=5, out=7, spoken=3)),),
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_it_makes_no_difference_when_a_bill_is_drawn_up(data: st.DataObject) -> None:
+    kind: Kind = data.draw(st.sampled_from(["transcription", "conversation"]))
+    price = data.draw(
+        st.sampled_from([SECOND, MINUTE, AUDIO] if kind == "transcription" else [TALK, MIXED])
+    )
+    frames = st.sampled_from(HEARD if kind == "transcription" else HEARD + TALKED)
+    steps = data.draw(st.lists(frames, max_size=20))
+    looked_at, left_alone = call_of(kind, price), call_of(kind, price)
+    left_alone.looked_at = False
+    bills = [play(call, *steps).settle() for call in (looked_at, left_alone)]
+    assert bills[0] == bills[1]
 
 
 @settings(max_examples=150, deadline=None)
