@@ -179,6 +179,7 @@ async def test_many_windows_are_opened_with_one_look_at_what_was_called(
     plane: Any, books: Books
 ) -> None:
     tenant = await plane.tenant("m1")
+    plane.sql("SELECT ensure_calls_partition(now() - interval '2 hours')")
     plane.sql(
         "INSERT INTO calls (id, request_id, allocation_id, key_id, member_id, model, endpoint,"
         " outcome, status_code, started_at, finished_at, usage, tokens, cost_nano, estimated,"

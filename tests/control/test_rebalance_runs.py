@@ -26,11 +26,13 @@ LAST_MONTH = MONTH.start - timedelta(days=14)
 def sharer(plane: Any) -> Callable[..., Any]:
     """Return a way to add an allocation to a pool, with what it used last month."""
 
-    async def add(pool: Any, cap: int | None, used: int = 0, **more: Any) -> Any:
+    async def add(
+        pool: Any, cap: int | None, used: int = 0, *, at: datetime = LAST_MONTH, **more: Any
+    ) -> Any:
         tenant = await plane.tenant("m1", pool_id=pool["id"], quota_tokens_per_month=cap, **more)
         if used:
             zone = more.get("billing_timezone")
-            plane.account(tenant.allocation["id"], zone=zone, at=LAST_MONTH, used_tokens=used)
+            plane.account(tenant.allocation["id"], zone=zone, at=at, used_tokens=used)
         return tenant.allocation
 
     return add
@@ -236,12 +238,20 @@ async def test_an_empty_pool_is_shared_out_among_nobody(plane: Any) -> None:
 async def test_last_month_is_that_of_each_allocations_zone(plane: Any) -> None:
     pool = await plane.pool()
     add = sharer(plane)
-    east = await add(pool, 100, 30, billing_timezone="Pacific/Kiritimati")
-    west = await add(pool, 100, 10, billing_timezone="America/Los_Angeles")
+
+    def last_month(zone: str) -> datetime:
+        month = Calendar(ZoneInfo(zone)).period("month", datetime.now(UTC))
+        return month.start - timedelta(days=14)
+
+    def there(zone: str) -> dict[str, Any]:
+        return {"billing_timezone": zone, "at": last_month(zone)}
+
+    east = await add(pool, 100, 30, **there("Pacific/Kiritimati"))
+    west = await add(pool, 100, 10, **there("America/Los_Angeles"))
     # An account of another zone's this month, which begins while ours still is last month.
     plane.account(west["id"], zone="America/Los_Angeles", used_tokens=10**6)
     # It was in no zone of its own last month, and moved since.
-    moved = await add(pool, 100, 60)
+    moved = await add(pool, 100, 60, at=last_month("Asia/Kathmandu"))
     path = f"/admin/allocations/{moved['id']}"
     await plane.ok("PATCH", path, {"billing_timezone": "Asia/Kathmandu"})
     done = await run(plane, pool, dry_run=False)

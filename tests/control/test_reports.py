@@ -154,8 +154,9 @@ async def test_a_key_reads_its_allocations_and_what_it_used_itself(plane: Any) -
 
 async def test_pages_of_calls_show_each_call_once_while_others_are_booked(plane: Any) -> None:
     tenant = await plane.tenant("m1")
-    # Over a month's end, so that two partitions are read as one.
-    booked = [plane.book(tenant, at=MONTH + timedelta(hours=n - 6)) for n in range(13)]
+    # Over a month's end, so that two partitions are read as one; and all before those to come.
+    end = (MONTH - timedelta(days=1)).replace(day=1)
+    booked = [plane.book(tenant, at=end + timedelta(hours=n - 6)) for n in range(13)]
     seen: list[str] = []
     cursor = ""
     while True:
