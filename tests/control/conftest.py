@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -18,7 +18,7 @@ from psycopg_pool import AsyncConnectionPool
 from app.control import CONTROL_EXCEPTION_HANDLERS, ControlDeps, control_router, passwords
 from app.control.desk import LedgerHealth
 from app.core.ledger import OwnerKind, account_key
-from app.core.windows import Calendar, Window
+from app.core.windows import Calendar, Period, Window
 from app.gateway.upstream import Upstream
 from app.ids import uuid7
 from app.store.database import Database
@@ -43,6 +43,16 @@ class Plane:
         self.client = httpx2.AsyncClient(
             transport=httpx2.ASGITransport(app), base_url="http://spendgate.test"
         )
+
+    @property
+    def month(self) -> Period:
+        """The month as the test asks: what was imported in the last one says another."""
+        return Calendar(self.zone).period("month", datetime.now(UTC))
+
+    @property
+    def last_month(self) -> datetime:
+        """An instant of the month before."""
+        return self.month.start - timedelta(days=14)
 
     async def call(
         self,

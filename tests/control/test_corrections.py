@@ -18,7 +18,6 @@ from app.store import corrections
 from app.store.rolling import slid_out
 from tests.control.books import USD, Books, books_of
 
-MONTH = datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
 TWO = {"input_token": 2}
 
 
@@ -277,7 +276,9 @@ async def test_what_has_slid_out_of_a_rolling_window_is_corrected_where_it_went(
     tenant = await plane.tenant("m1")
     price = await books.price("m1", input_token="1")
     calendar = Calendar(plane.zone)
-    key = account_key("key", tenant.key["id"], "rolling:2h", calendar.period("rolling:2h", MONTH))
+    key = account_key(
+        "key", tenant.key["id"], "rolling:2h", calendar.period("rolling:2h", plane.month.start)
+    )
     plane.sql(
         "INSERT INTO limits (owner, owner_id, meter, window_kind, amount)"
         " VALUES ('key', %s, 'usd', 'rolling:2h', %s)",
@@ -374,7 +375,7 @@ async def test_an_unpriced_model_is_priced_previewed_and_booked_once(
         ],
     }
     preview = await reprice(plane, "m1")
-    assert datetime.fromisoformat(preview.pop("from")) == MONTH
+    assert datetime.fromisoformat(preview.pop("from")) == plane.month.start
     assert datetime.fromisoformat(preview.pop("to")) > ago(minutes=1)
     assert preview == expected
     assert (await plane.ok("GET", "/admin/adjustments"))["items"] == []
@@ -411,8 +412,8 @@ async def test_a_wrong_price_is_made_good_in_the_month_and_windows_the_calls_are
     plane: Any, books: Books
 ) -> None:
     tenant = await plane.tenant("m1")
-    wrong = await books.price("m1", at=MONTH - timedelta(days=40), input_token="2")
-    last = MONTH - timedelta(days=3)
+    wrong = await books.price("m1", at=plane.month.start - timedelta(days=40), input_token="2")
+    last = plane.month.start - timedelta(days=3)
     for at in (last, datetime.now(UTC)):
         await books.spend(tenant, TWO, 4 * USD, price_id=wrong, at=at)
     await plane.ok(
@@ -421,11 +422,14 @@ async def test_a_wrong_price_is_made_good_in_the_month_and_windows_the_calls_are
         {"limits": [{"meter": "usd", "window": "lifetime", "amount": 50}]},
     )
     assert books.used(tenant.key["id"], "lifetime") == [(4, Decimal(8))]
-    await books.price("m1", at=MONTH - timedelta(days=39), input_token="1.5")
+    await books.price("m1", at=plane.month.start - timedelta(days=39), input_token="1.5")
     this_month = await reprice(plane, "m1", dry_run=False)
     assert (this_month["calls"], this_month["difference_usd"]) == (1, "-1.00")
     assert books.used(tenant.allocation["id"]) == [(2, Decimal(4)), (2, Decimal(3))]
-    everything = {"from": (MONTH - timedelta(days=40)).date().isoformat(), "dry_run": False}
+    everything = {
+        "from": (plane.month.start - timedelta(days=40)).date().isoformat(),
+        "dry_run": False,
+    }
     assert (await reprice(plane, "m1", **everything))["calls_changed"] == 1
     assert books.used(tenant.allocation["id"]) == [(2, Decimal(3)), (2, Decimal(3))]
     # Opened after both calls: it counts them, so it counts what is corrected of them.

@@ -19,15 +19,13 @@ from app.store.spool import Spool
 from app.worker import Worker
 
 ID = "0197c5a0-0000-7000-8000-000000000000"
-MONTH = Calendar(ZoneInfo("UTC")).period("month", datetime.now(UTC))
-LAST_MONTH = MONTH.start - timedelta(days=14)
 
 
 def sharer(plane: Any) -> Callable[..., Any]:
     """Return a way to add an allocation to a pool, with what it used last month."""
 
     async def add(
-        pool: Any, cap: int | None, used: int = 0, *, at: datetime = LAST_MONTH, **more: Any
+        pool: Any, cap: int | None, used: int = 0, *, at: datetime = plane.last_month, **more: Any
     ) -> Any:
         tenant = await plane.tenant("m1", pool_id=pool["id"], quota_tokens_per_month=cap, **more)
         if used:
@@ -74,7 +72,7 @@ async def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(plane: Any)
         "pool_id": pool["id"],
         "dry_run": True,
         "automatic": False,
-        "month": MONTH.start.isoformat().replace("+00:00", "Z"),
+        "month": plane.month.start.isoformat().replace("+00:00", "Z"),
         "total_tokens": 400,
         "changes": [],
         "actor": None,
@@ -176,7 +174,7 @@ async def test_nobody_used_anything_so_caps_stay(plane: Any) -> None:
     pool = await plane.pool()
     ann, bob = [await sharer(plane)(pool, cap) for cap in (100, 300)]
     plane.account(ann["id"], used_tokens=99)
-    plane.account(bob["id"], at=LAST_MONTH - timedelta(days=31), used_tokens=99)
+    plane.account(bob["id"], at=plane.last_month - timedelta(days=31), used_tokens=99)
     await run(plane, pool, dry_run=False)
     assert await caps(plane, ann, bob) == [100, 300]
     assert len(await plane.events(ann["id"])) == 2
@@ -215,8 +213,8 @@ async def test_more_allocations_than_fit_into_a_statement_are_shared_out_at_once
         " (id, owner, owner_id, window_kind, period_start, period_end, used_tokens)"
         " SELECT gen_random_uuid(), 'allocation', id, 'month', %s, %s,"
         " row_number() OVER (ORDER BY id) FROM allocations WHERE pool_id = %s",
-        LAST_MONTH - timedelta(days=9),
-        MONTH.start,
+        plane.last_month - timedelta(days=9),
+        plane.month.start,
         pool["id"],
     )
     done = await run(plane, pool, dry_run=False)
@@ -311,7 +309,7 @@ async def test_what_is_no_order_to_share_out_is_refused(plane: Any, body: Any) -
 
 def monthly(plane: Any, after: timedelta = timedelta(hours=1)) -> Monthly:
     """The monthly work, that long after this month's start."""
-    return Monthly(plane.deps.database, plane.deps.calendar, lambda: MONTH.start + after)
+    return Monthly(plane.deps.database, plane.deps.calendar, lambda: plane.month.start + after)
 
 
 async def test_a_month_is_shared_out_once_however_many_try(plane: Any) -> None:
@@ -377,8 +375,8 @@ async def test_next_month_is_another_month(plane: Any) -> None:
     assert await monthly(plane).share_out() == 1
     plane.account(ann["id"], used_tokens=9)
     plane.account(bob["id"], used_tokens=1)
-    assert MONTH.end is not None
-    assert await monthly(plane, MONTH.end - MONTH.start).share_out() == 1
+    assert plane.month.end is not None
+    assert await monthly(plane, plane.month.end - plane.month.start).share_out() == 1
     assert await caps(plane, ann, bob) == [180, 20]
 
 

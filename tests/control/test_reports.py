@@ -17,8 +17,6 @@ from app.core.metering import UNITS
 from app.ids import uuid7
 from app.store.usage import call_document, key_document
 
-MONTH = datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-
 
 async def walk(plane: Any, path: str, limit: int) -> list[Any]:
     """Follow the cursors to the end."""
@@ -36,7 +34,7 @@ async def walk(plane: Any, path: str, limit: int) -> list[Any]:
 
 async def test_a_call_is_shown_as_the_contract_says(plane: Any) -> None:
     tenant = await plane.tenant("m1")
-    at = MONTH + timedelta(seconds=5)
+    at = plane.month.start + timedelta(seconds=5)
     call_id = plane.book(
         tenant,
         at=at,
@@ -128,7 +126,7 @@ async def test_a_key_reads_its_allocations_and_what_it_used_itself(plane: Any) -
     plane.book(tenant)
     plane.book(tenant, cost_nano=None, tokens=1)
     plane.book(tenant, key_id=other["id"])
-    plane.book(tenant, at=MONTH - timedelta(milliseconds=1))
+    plane.book(tenant, at=plane.month.start - timedelta(milliseconds=1))
     key = Key(tenant.key["id"], tenant.member["id"], (tenant.allocation["id"],))
     shown = await key_document(plane.deps.database, plane.deps.calendar, key, datetime.now(UTC))
     assert (shown["id"], shown["name"], shown["hint"]) == (
@@ -155,7 +153,7 @@ async def test_a_key_reads_its_allocations_and_what_it_used_itself(plane: Any) -
 async def test_pages_of_calls_show_each_call_once_while_others_are_booked(plane: Any) -> None:
     tenant = await plane.tenant("m1")
     # Over a month's end, so that two partitions are read as one; and all before those to come.
-    end = (MONTH - timedelta(days=1)).replace(day=1)
+    end = (plane.month.start - timedelta(days=1)).replace(day=1)
     booked = [plane.book(tenant, at=end + timedelta(hours=n - 6)) for n in range(13)]
     seen: list[str] = []
     cursor = ""
@@ -196,14 +194,19 @@ async def test_every_list_is_walked_in_a_stable_order(plane: Any, path: str) -> 
 
 async def test_calls_are_found_by_what_they_are(plane: Any) -> None:
     ada, bob = await plane.tenant("m1"), await plane.tenant("m2")
-    early = plane.book(ada, at=MONTH - timedelta(days=3))
-    last = plane.book(ada, at=MONTH - timedelta(milliseconds=1), outcome="upstream_error")
-    first = plane.book(bob, at=MONTH)
+    early = plane.book(ada, at=plane.month.start - timedelta(days=3))
+    last = plane.book(
+        ada, at=plane.month.start - timedelta(milliseconds=1), outcome="upstream_error"
+    )
+    first = plane.book(bob, at=plane.month.start)
 
     async def found(query: str) -> list[str]:
         return [call["id"] for call in (await plane.ok("GET", f"/admin/calls?{query}"))["items"]]
 
-    date, instant = MONTH.date().isoformat(), MONTH.isoformat().replace("+", "%2B")
+    date, instant = (
+        plane.month.start.date().isoformat(),
+        plane.month.start.isoformat().replace("+", "%2B"),
+    )
     assert await found("") == [first, last, early]
     assert await found(f"from={date}") == [first]
     assert await found(f"to={instant}") == [last, early]
@@ -224,7 +227,7 @@ async def test_usage_sums_exactly_and_includes_adjustments(plane: Any) -> None:
     plane.book(ada, outcome="rejected_quota_exceeded", cost_nano=0, tokens=0)
     late = plane.book(bob, cost_nano=2**62, outcome="recovered")
     plane.book(bob, cost_nano=2**62)
-    plane.book(bob, at=MONTH - timedelta(seconds=1))
+    plane.book(bob, at=plane.month.start - timedelta(seconds=1))
     plane.sql(
         "INSERT INTO adjustments (call_id, account_ids, tokens, nano, reason)"
         " VALUES (%s, '{}', -5, 1, 'late_settlement')",
@@ -232,7 +235,7 @@ async def test_usage_sums_exactly_and_includes_adjustments(plane: Any) -> None:
     )
     page = await plane.ok("GET", "/admin/usage")
     assert (page["group_by"], page["next"], page["to"]) == (["allocation"], None, None)
-    assert page["from"] == MONTH.isoformat().replace("+00:00", "Z")
+    assert page["from"] == plane.month.start.isoformat().replace("+00:00", "Z")
     rows = {row["allocation_id"]: row for row in page["items"]}
     assert rows[ada.allocation["id"]] == {
         "allocation_id": ada.allocation["id"],
@@ -257,14 +260,16 @@ async def test_usage_sums_exactly_and_includes_adjustments(plane: Any) -> None:
 
 async def test_usage_is_grouped_by_all_there_is(plane: Any) -> None:
     tenant = await plane.tenant("m1")
-    plane.book(tenant, at=MONTH)
-    plane.book(tenant, at=MONTH + timedelta(hours=23))
-    plane.book(tenant, at=MONTH, endpoint="ocr", model="typed by a client", allocation_id=None)
+    plane.book(tenant, at=plane.month.start)
+    plane.book(tenant, at=plane.month.start + timedelta(hours=23))
+    plane.book(
+        tenant, at=plane.month.start, endpoint="ocr", model="typed by a client", allocation_id=None
+    )
     group_by = "day,member,allocation,key,model,endpoint"
     page = await plane.ok("GET", f"/admin/usage?group_by={group_by}")
     assert [(row["day"], row["model"], row["endpoint"]) for row in page["items"]] == [
-        (MONTH.date().isoformat(), "m1", "chat/completions"),
-        (MONTH.date().isoformat(), "typed by a client", "ocr"),
+        (plane.month.start.date().isoformat(), "m1", "chat/completions"),
+        (plane.month.start.date().isoformat(), "typed by a client", "ocr"),
     ]
     assert [row["calls"] for row in page["items"]] == [2, 1]
     assert page["items"][1]["allocation_id"] is None
@@ -348,7 +353,7 @@ async def test_a_csv_of_many_groups_is_whole(plane: Any) -> None:
         "INSERT INTO calls SELECT overlay(uuid7_floor(%s)::text placing lpad(to_hex(n), 12, '0')"
         " from 25)::uuid, 'r', %s, %s, %s, 'model ' || n, 'ocr', 'success', NULL, 200, now(), now(),"
         " '{}', 1, n, NULL, false, 0, 0, NULL, NULL, '{}' FROM generate_series(1, 12000) n",
-        MONTH,
+        plane.month.start,
         tenant.allocation["id"],
         tenant.key["id"],
         tenant.member["id"],
@@ -371,7 +376,7 @@ async def test_the_audit_log_is_found_by_what_happened(plane: Any) -> None:
     assert await found(f"event={cap}") == [cap]
     assert await found("object=key") == ["key_created"]
     assert await found("to=2001-01-01") == []
-    assert len(await found(f"from={MONTH.date().isoformat()}")) == 6
+    assert len(await found(f"from={plane.month.start.date().isoformat()}")) == 6
     [(actor_id,)] = plane.sql("SELECT id::text FROM admin_tokens")
     assert len(await found(f"actor_id={actor_id}")) == 6
 

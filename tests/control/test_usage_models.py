@@ -21,8 +21,6 @@ from app.ids import uuid7
 from app.store.usage import DIMENSIONS
 from tests.control.books import USD, Books, books_of
 
-MONTH = datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-
 
 @pytest.fixture
 async def books(plane: Any, tmp_path: Path) -> AsyncIterator[Books]:
@@ -40,7 +38,9 @@ async def busy_month(plane: Any, books: Books) -> tuple[list[Any], str]:
     ada, bob = [await plane.tenant("m1", "m2", name=name) for name in ("Ada's", "Bob's")]
     pool = books.pool()
     books.join(ada, pool)
-    price = await books.price("m1", at=MONTH - timedelta(days=9), input_token="0.000000333")
+    price = await books.price(
+        "m1", at=plane.month.start - timedelta(days=9), input_token="0.000000333"
+    )
     more = {"pools": [pool], "price_id": price}
     await books.spend(ada, {"input_token": 7}, 2331, **more)
     corrected = await books.spend(ada, {"input_token": 3, "second": Decimal("0.125")}, 99, **more)
@@ -50,7 +50,7 @@ async def busy_month(plane: Any, books: Books) -> tuple[list[Any], str]:
     plane.sql("UPDATE holds SET deadline = now() WHERE call_id = %s", held[0].id)
     await books.ledger.recover(held[0].id, held[0].account_ids)
     await books.settle(held, {"input_token": 9}, USD // 3)
-    await books.price("m2", at=MONTH - timedelta(days=9), output_token="0.000000007")
+    await books.price("m2", at=plane.month.start - timedelta(days=9), output_token="0.000000007")
     for body in (
         {"meter": "usd", "amount": "1.000000001", "call_id": corrected},
         {"meter": "usd", "amount": "2.5", "allocation_id": ada.allocation["id"]},
@@ -230,7 +230,7 @@ async def test_the_json_file_has_what_the_page_has_and_no_end(plane: Any, books:
         "INSERT INTO calls SELECT overlay(uuid7_floor(%s)::text placing lpad(to_hex(n), 12, '0')"
         " from 25)::uuid, 'r', %s, %s, %s, 'model ' || n, 'ocr', 'success', NULL, 200, now(), now(),"
         " '{\"page\": 2}', 1, n, %s, false, 0, 0, NULL, NULL, '{}' FROM generate_series(1, 12000) n",
-        MONTH,
+        plane.month.start,
         tenant.allocation["id"],
         tenant.key["id"],
         tenant.member["id"],
