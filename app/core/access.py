@@ -115,6 +115,14 @@ def key_refusal(key: Key | None, at: datetime) -> Refusal | None:
     return None
 
 
+def member_refusal(key: Key, members: Mapping[str, Member]) -> Refusal | None:
+    """Refuse the key of a member who is not active, whatever it is for."""
+    member = members.get(key.member_id)
+    if member is None or member.status != "active":
+        return Refusal(Reason.MEMBER_DISABLED)
+    return None
+
+
 def open_allocation(
     key: Key, model: str, allocations: Mapping[str, Allocation]
 ) -> Allocation | None:
@@ -141,9 +149,9 @@ def admit(
     price = price_at(prices, at)
     if price is None and allocation.unpriced == "deny":
         return Refusal(Reason.MODEL_UNPRICED, detail=model)
-    member = members.get(key.member_id)
-    if member is None or member.status != "active":
-        return Refusal(Reason.MEMBER_DISABLED)
+    refusal = member_refusal(key, members)
+    if refusal is not None:
+        return refusal
     if allocation.status != "active":
         return Refusal(_STATUS_REASON[allocation.status])
     return Grantee(key, allocation, price)

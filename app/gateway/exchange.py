@@ -293,8 +293,19 @@ class Exchange:
             return
 
     async def authenticate(self, headers: dict[bytes, bytes]) -> Key:
-        """Return the key of a request, or refuse it; unknown to us, it may be new elsewhere."""
-        return await self.key(self.digest(headers))
+        """Return the key of a request that makes no call, or refuse it.
+
+        No reserve tells that the directory is out of date, so it is freshened first; while
+        PostgreSQL is away, what is known has to do.
+        """
+        digest = self.digest(headers)
+        if digest:
+            await self.directory.look_again()
+        key = await self.key(digest)
+        refusal = access.member_refusal(key, self.directory.members)
+        if refusal is not None:
+            raise Refused(problem_of(refusal))
+        return key
 
     def digest(self, headers: dict[bytes, bytes]) -> bytes:
         """Return what a request's bearer secret is known by; empty if it has none."""

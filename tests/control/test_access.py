@@ -85,6 +85,28 @@ async def test_a_key_that_opens_nothing_any_more_reads_nothing(
     assert answer.status_code == status
 
 
+@pytest.mark.parametrize("change", ["revoke", "rotate", "expire", "disable"])
+async def test_what_ends_a_key_ends_its_reading_before_this_process_has_heard(
+    plane: Any, change: str
+) -> None:
+    tenant = await plane.tenant("m1")
+    assert (await plane.call("GET", "/me/keys", bearer=tenant.secret)).status_code == 200
+    # Nobody tells it from here on: news of a change may always come after the next request.
+    await plane.deps.directory.stop()
+    key = f"/admin/keys/{tenant.key['id']}"
+    match change:
+        case "expire":
+            past = datetime.now(UTC) - timedelta(seconds=1)
+            await plane.ok("PATCH", key, {"expires_at": past.isoformat()})
+        case "disable":
+            path = f"/admin/members/{tenant.member['id']}"
+            await plane.ok("PATCH", path, {"status": "disabled"})
+        case _:
+            await plane.ok("POST", f"{key}/{change}")
+    answer = await plane.call("GET", "/me/keys", bearer=tenant.secret)
+    assert answer.status_code == (403 if change == "disable" else 401)
+
+
 async def test_a_one_shot_key_reads_until_it_is_used(plane: Any) -> None:
     tenant = await plane.tenant("m1")
     key = await plane.key(tenant.member["id"], tenant.allocation["id"], one_shot=True)

@@ -206,6 +206,30 @@ def test_the_keys_of_a_disabled_member_stop_at_once_everywhere(
     served(tenant.chat(max_tokens=1, server=second_server))
 
 
+def test_a_key_that_has_ended_reads_nothing_on_any_replica_from_then_on(
+    house: House, tenant: Tenant, second_server: Server
+) -> None:
+    for change in ("revoke", "rotate"):
+        # Several, as whether news of a change comes before the next request is a matter of luck.
+        for other in [tenant.another_key() for _ in range(5)]:
+            for server in (None, second_server):
+                assert other.get("/v1/key", server=server).status_code == 200
+            house.api("POST", f"/admin/keys/{other.key_id}/{change}")
+            for server, path in ((second_server, "/v1/key"), (None, "/v1/models")):
+                _unauthorized(other.get(path, server=server))
+
+
+def test_the_keys_of_a_disabled_member_read_nothing_and_make_no_chat(
+    house: House, tenant: Tenant, second_server: Server
+) -> None:
+    paths = ("/v1/key", "/v1/models", f"/v1/models/{tenant.model}", "/v1/calls/0")
+    house.api("PATCH", f"/admin/members/{tenant.member_id}", {"status": "disabled"})
+    for server in (second_server, None):
+        for path in paths:
+            refused(tenant.get(path, server=server), 403, "member_disabled")
+        refused(tenant.post("/v1/chats", server=server, json={}), 403, "member_disabled")
+
+
 def test_the_first_reason_in_order_of_precedence_is_told(house: House) -> None:
     tenant = house.tenant(house.model(DIME), usd=0, tokens=0)
     refused(tenant.chat(max_tokens=1), 429, "quota_exceeded")
