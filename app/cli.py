@@ -406,7 +406,13 @@ def _read_password() -> str:
             "Password", hide_input=True, confirmation_prompt=True, err=True
         )
         return prompted
-    return sys.stdin.readline().rstrip("\r\n")
+    try:
+        given = sys.stdin.readline().rstrip("\r\n")
+        # Where the locale has bytes that are no text pass, no hash can be made of them.
+        given.encode()
+    except UnicodeError:
+        raise click.ClickException("the password is not UTF-8 text") from None
+    return given
 
 
 def _hashed(password: str) -> str:
@@ -676,6 +682,8 @@ def read_prices(file: Path, zone: ZoneInfo) -> tuple[list[PriceVersion], list[st
                 places.append(place)
             except ValueError as error:
                 problems.append(f"{place}: {error}")
+    except csv.Error as error:
+        problems.append(f"as CSV: {error}")
     except ValueError as error:
         problems.append(str(error))
     if problems:
@@ -688,7 +696,7 @@ def read_prices(file: Path, zone: ZoneInfo) -> tuple[list[PriceVersion], list[st
 def _json_rows(text: str) -> Iterator[tuple[str, _PriceRow]]:
     try:
         items = msgspec.json.decode(text, type=list[msgspec.Raw])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ValueError(f"as JSON: {error}; it must be a list of prices") from None
     for number, item in enumerate(items, 1):
         try:
@@ -739,8 +747,9 @@ def _instant(text: str, zone: ZoneInfo) -> datetime:
     """Read an instant, or a date as its midnight."""
     try:
         if len(text) == len("2026-01-01"):
-            return datetime.combine(date.fromisoformat(text), time_of_day(), zone).astimezone(UTC)
-        at = datetime.fromisoformat(text)
+            at = datetime.combine(date.fromisoformat(text), time_of_day(), zone)
+        else:
+            at = datetime.fromisoformat(text)
         if at.tzinfo is not None and 2000 <= at.year < 2200:
             return at.astimezone(UTC)
     except ValueError:

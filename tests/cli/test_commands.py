@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -16,7 +17,7 @@ from argon2 import PasswordHasher
 from app.cli import read_prices
 from app.ids import uuid7
 from app.store.postgres import EmbeddedPostgres
-from tests.cli.processes import Start, run
+from tests.cli.processes import COMMAND, PATIENCE_S, ROOT, Start, environment, run
 
 
 @pytest.fixture
@@ -118,6 +119,23 @@ def test_create_admin_refuses_what_the_control_api_would_refuse(
 
 
 # create-admin-token
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_create_admin_refuses_a_password_that_is_no_text(
+    settings: dict[str, str], locale: str
+) -> None:
+    done = subprocess.run(
+        [*COMMAND, "create-admin", "--email", "ada@example.org"],
+        input=b"\xff\xfe\xfd-horse\n",
+        capture_output=True,
+        cwd=ROOT,
+        env=environment(**settings) | {"LC_ALL": locale},
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr == b"Error: the password is not UTF-8 text\n"
 
 
 def test_create_admin_token_prints_the_token_alone_and_keeps_only_a_digest(
@@ -242,7 +260,14 @@ def test_a_dry_run_shows_everything_and_changes_nothing(
         ("p.csv", HEAD + "ocr,page,1,1,soon\n", "line 2: effective_from must be a date or an"),
         ("p.csv", HEAD + "ocr,page,1,1,2026-01-01T00:00:00\n", "line 2: effective_from must be"),
         ("p.csv", "model,price\nocr,1\n", "line 1: the columns must be"),
+        (
+            "p.csv",
+            HEAD + "ocr,page,1,1,0001-01-01\n",
+            "line 2: effective_from must be a date or an",
+        ),
+        ("p.csv", HEAD + f"ocr,{'x' * 200_000},1,1,\n", "as CSV: field larger than field limit"),
         ("p.csv", HEAD, "has no prices in it"),
+        ("p.json", "[" * 100_000, "as JSON: maximum recursion depth exceeded"),
         ("p.json", "{}", "as JSON: Expected `array`, got `object`; it must be a list of prices"),
         ("p.json", "[{]", "as JSON: "),
         ("p.json", '[{"model":"ocr"}]', "item 1: Object missing required field `rates`"),
