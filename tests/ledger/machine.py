@@ -6,16 +6,14 @@ and checks the invariants after every step. What the system is, `test_machine_co
 """
 
 import os
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Protocol
-from zoneinfo import ZoneInfo
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from app.core.ledger import NOTHING, AccountKey, Actual, CallFacts, Meter, Settlement
-from app.core.windows import Calendar
 from tests.ledger import invariants, strategies
 from tests.ledger.model import Extend, Model, Operation, Recover, Reserve, Result, Settle, State
 
@@ -28,9 +26,6 @@ SHRINKING_S = 600
 
 class System(Protocol):
     """A ledger that the machine can drive."""
-
-    rolls: bool
-    """Whether its windows roll by the machine's clock."""
 
     def at(self, now: datetime) -> None:
         """Let it be now."""
@@ -73,20 +68,24 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = Model()
-        self.calendar = Calendar(ZoneInfo("UTC"))
-        self.now = datetime(2026, 1, 30, 23, 50, tzinfo=UTC)
+        self.now = strategies.START
         self.count = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Start with empty books."""
+        self.model = Model()
+        # It is there before its first call: when its limit is opened, its past is looked through.
+        [rolls] = strategies.keys_of((strategies.ROLLING,), strategies.CALENDAR, self.now)
+        self.model.keys[rolls.id] = rolls
         self.system.reset()
 
     # What can happen
 
     @initialize(data=st.data())
     def some_limits_are_there(self, data: st.DataObject) -> None:
-        owners = st.sampled_from([*strategies.OWNERS, strategies.ROLLING])
-        for owner, meter in data.draw(st.lists(st.tuples(owners, strategies.meters), max_size=6)):
-            if owner == strategies.ROLLING and not self.system.rolls:
-                continue
+        pairs = st.tuples(strategies.owners, strategies.meters)
+        for owner, meter in data.draw(st.lists(pairs, max_size=6)):
             self.limit(owner, meter, data.draw(strategies.amounts))
 
     @rule(data=st.data())
@@ -170,17 +169,12 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(owner=strategies.owners, meter=strategies.meters, amount=strategies.amounts)
     def limit(self, owner: strategies.Owner, meter: Meter, amount: int | None) -> None:
         """A limit is set, raised, lowered or taken away."""
-        [key] = strategies.keys_of((owner,), self.calendar, self.now)
+        [key] = strategies.keys_of((owner,), strategies.CALENDAR, self.now)
         self.model.keys[key.id] = key
         self.model.now = self.now
         self.system.at(self.now)
         self.system.set_limit(key, meter, amount)
         self.model.set_limit(key, meter, amount)
-
-    @precondition(lambda self: self.system.rolls)
-    @rule(meter=strategies.meters, amount=strategies.amounts)
-    def limit_what_rolls(self, meter: Meter, amount: int | None) -> None:
-        self.limit(strategies.ROLLING, meter, amount)
 
     @rule(minutes=st.sampled_from([1, 10, 59, 60 * 24]))
     def wait(self, minutes: int) -> None:
@@ -196,6 +190,59 @@ class LedgerMachine(RuleBasedStateMachine):
         """Much at once. A call ends, or is recovered, but not both in one batch: who is first then
         is the database's to choose, and `test_group_commit` shows that the books are right anyway.
         """
+        self.do(*self.a_batch(data))
+
+    # What must hold
+
+    @invariant()
+    def the_invariants_hold(self) -> None:
+        self.look(self.system.snapshot())
+
+    def look(self, state: State) -> None:
+        """Compare the rows with the model's, and check what must hold of them."""
+        invariants.check(state, self.model)
+
+    def teardown(self) -> None:
+        self.finish()
+
+    def finish(self) -> None:
+        """Let every call that is still in flight die, and look at the books at rest."""
+        for call in self.model.holds:
+            self.system.expire(call)
+            self.model.flights[call].expired = True
+        self.do(*(self.a_recover(id) for id in self.model.holds))
+        state = self.system.snapshot()
+        self.look(state)
+        invariants.at_rest(state)
+        self.system.rest()
+
+    # Parts
+
+    def do(self, *operations: Operation) -> None:
+        """Do it to both, and compare what they answer."""
+        self.model.now = self.now
+        self.system.at(self.now)
+        if operations:
+            answers = self.system.run(list(operations))
+            assert answers == [self.model.apply(operation) for operation in operations]
+
+    def in_flight(self, data: st.DataObject) -> str:
+        return data.draw(st.sampled_from(list(self.model.holds)))
+
+    def a_call(self, data: st.DataObject) -> tuple[CallFacts, tuple[AccountKey, ...]]:
+        owners = data.draw(st.sampled_from(strategies.PATHS))
+        path = strategies.keys_of(owners, strategies.CALENDAR, self.now)
+        self.count += 1
+        id = strategies.call_id(self.now, self.count)
+        ids = tuple(key.id for key in path)
+        nobody = strategies.TEAM[1]
+        key_id = next((key.owner_id for key in path if key.owner == "key"), nobody)
+        endpoint = data.draw(strategies.endpoints)
+        return CallFacts(
+            id, "r", nobody, key_id, nobody, "m", endpoint, nobody, self.now, ids
+        ), path
+
+    def a_batch(self, data: st.DataObject) -> list[Operation]:
         operations: list[Operation] = []
         ending: set[str] = set()
         for kind in data.draw(strategies.batches):
@@ -221,49 +268,7 @@ class LedgerMachine(RuleBasedStateMachine):
                     ending.add(call)
                     operations.append(operation)
         order = [Settle | Recover, Extend, Reserve]
-        self.do(*(one for kinds in order for one in operations if isinstance(one, kinds)))
-
-    # What must hold
-
-    @invariant()
-    def the_invariants_hold(self) -> None:
-        invariants.check(self.system.snapshot(), self.model)
-
-    def teardown(self) -> None:
-        """Let every call that is still in flight die, and look at the books at rest."""
-        for call in self.model.holds:
-            self.system.expire(call)
-            self.model.flights[call].expired = True
-        self.do(*(self.a_recover(id) for id in self.model.holds))
-        state = self.system.snapshot()
-        invariants.check(state, self.model)
-        invariants.at_rest(state)
-        self.system.rest()
-
-    # Parts
-
-    def do(self, *operations: Operation) -> None:
-        """Do it to both, and compare what they answer."""
-        self.model.now = self.now
-        self.system.at(self.now)
-        if operations:
-            answers = self.system.run(list(operations))
-            assert answers == [self.model.apply(operation) for operation in operations]
-
-    def in_flight(self, data: st.DataObject) -> str:
-        return data.draw(st.sampled_from(list(self.model.holds)))
-
-    def a_call(self, data: st.DataObject) -> tuple[CallFacts, tuple[AccountKey, ...]]:
-        paths = strategies.ROLLING_PATHS if self.system.rolls else strategies.PATHS
-        path = strategies.keys_of(data.draw(st.sampled_from(paths)), self.calendar, self.now)
-        self.count += 1
-        id = strategies.call_id(self.now, self.count)
-        ids = tuple(key.id for key in path)
-        nobody = strategies.TEAM[1]
-        endpoint = data.draw(strategies.endpoints)
-        return CallFacts(
-            id, "r", nobody, nobody, nobody, "m", endpoint, nobody, self.now, ids
-        ), path
+        return [one for kinds in order for one in operations if isinstance(one, kinds)]
 
     def a_reserve(self, data: st.DataObject) -> Reserve:
         facts, path = self.a_call(data)

@@ -1,8 +1,9 @@
 """What the machine draws: small numbers, so that limits are met often."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from fractions import Fraction
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import hypothesis.strategies as st
 import msgspec
@@ -12,6 +13,10 @@ from app.core.refusals import Outcome
 from app.core.windows import Calendar, Window
 
 Owner = tuple[OwnerKind, str, Window]
+
+CALENDAR = Calendar(ZoneInfo("UTC"))
+START = datetime(2026, 1, 30, 23, 50, tzinfo=UTC)
+"""When the machine's clock begins: before it has gone far, a day and a month end."""
 
 
 def _owner(owner: OwnerKind, number: int, window: Window) -> Owner:
@@ -25,10 +30,10 @@ ABOVE = _owner("pool", 4, "month")
 BUDGET = _owner("key", 5, "lifetime")
 DAILY = _owner("key", 5, "day")
 CHAT = _owner("chat", 6, "lifetime")
-ROLLING = _owner("key", 5, "rolling:2h")
-"""Where the clock is the machine's own: PostgreSQL looks at its own."""
+ROLLING = _owner("key", 7, "rolling:2h")
+"""A key of its own: whatever a key with a rolling window calls is in that window."""
 
-OWNERS: list[Owner] = [TEAM, SOLO, POOL, ABOVE, BUDGET, DAILY, CHAT]
+OWNERS: list[Owner] = [TEAM, SOLO, POOL, ABOVE, BUDGET, DAILY, CHAT, ROLLING]
 
 PATHS: list[tuple[Owner, ...]] = [
     (TEAM,),
@@ -37,10 +42,10 @@ PATHS: list[tuple[Owner, ...]] = [
     (SOLO, POOL, ABOVE),
     (BUDGET, TEAM, POOL, ABOVE),
     (CHAT, BUDGET, DAILY, TEAM),
+    (ROLLING, TEAM),
+    (CHAT, ROLLING, SOLO, POOL),
 ]
 """In precedence order, as admission puts them together."""
-
-ROLLING_PATHS = [*PATHS, (ROLLING, TEAM), (CHAT, ROLLING, BUDGET, SOLO, POOL)]
 
 TOKENS_MAX = 5_000
 NANO_MAX = 5_000

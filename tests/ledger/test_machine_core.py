@@ -26,7 +26,6 @@ from tests.ledger.model import (
 class CoreSystem:
     """`Books` over dicts, one batch in one transaction."""
 
-    rolls = True
     now = EPOCH
 
     def at(self, now: datetime) -> None:
