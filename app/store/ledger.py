@@ -463,6 +463,8 @@ class Ledger:
                 async with asyncio.timeout(self.wait_s):
                     await pipe.run([(LIMIT_TRANSACTIONS, ())])
         except (psycopg.Error, OSError) as error:
+            # What it may still say would be taken for the answer to the next question.
+            await self._disconnect()
             self._went_down()
             log.debug("ledger_connect_failed", error=type(error).__name__)
             return False

@@ -865,6 +865,24 @@ async def test_a_connection_that_hangs_is_given_up(
         await rows.assert_sound(at_rest=False)
 
 
+async def test_a_connection_that_hangs_at_its_beginning_is_given_up(
+    rows: Rows, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what it says in the end is taken for the answer to what is asked next, for ever."""
+    name = "app.store.ledger.LIMIT_TRANSACTIONS"
+    with monkeypatch.context() as hanging:
+        hanging.setattr(name, b"SELECT pg_sleep(1)")
+        async with running(database_url, tmp_path / "spool", wait_s=0.3) as ledger:
+            with pytest.raises(LedgerUnavailable):
+                await Call().reserve(ledger)
+            hanging.undo()
+            await until(lambda: ledger.available)
+            call = Call()
+            assert isinstance(await call.reserve(ledger), Granted)
+            assert (await call.settle(ledger)).booking == "booked"
+    await rows.assert_sound()
+
+
 async def test_a_connection_cut_while_a_spoilt_batch_is_sorted_out_loses_nothing(
     rows: Rows, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
