@@ -59,6 +59,7 @@ FROM accounts WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE
 """
 
 # A statement of its own, after the locks: it sees everything that committed before they were won.
+# So is its clock: top-ups begin and end under the locks, maybe while the transaction waited.
 READ_SQL = b"""
 WITH ended AS (
     DELETE FROM holds WHERE call_id = ANY($1::uuid[])
@@ -71,10 +72,11 @@ SELECT
     (SELECT directory_version FROM installation),
     (SELECT json_agg(json_build_object(
         'owner_id', owner_id, 'meter', meter, 'window', window_kind,
-        'amount', CASE WHEN topped_until > now() THEN amount + (
+        'amount', CASE WHEN topped_until > statement_timestamp() THEN amount + (
             SELECT coalesce(sum(t.amount), 0)::bigint FROM top_ups t
             WHERE t.owner_id = l.owner_id AND t.meter = l.meter AND t.window_kind = l.window_kind
-                AND t.starts_at <= now() AND t.expires_at > now()) ELSE amount END))::text
+                AND t.starts_at <= statement_timestamp()
+                AND t.expires_at > statement_timestamp()) ELSE amount END))::text
      FROM limits l WHERE owner_id = ANY($3::uuid[]) AND amount IS NOT NULL),
     (SELECT json_agg(ended)::text FROM ended),
     (SELECT json_agg(kept)::text FROM kept),
@@ -83,7 +85,7 @@ SELECT
         'threshold', threshold, 'percent', percent))::text
      FROM alert_rules WHERE owner_id = ANY($3::uuid[]) AND enabled),
     (SELECT string_agg(owner_id::text, ',')
-     FROM limits WHERE owner_id = ANY($3::uuid[]) AND topped_until > now())
+     FROM limits WHERE owner_id = ANY($3::uuid[]) AND topped_until > statement_timestamp())
 """
 
 SLIDE = SLIDE_SQL.format(ids="$1::uuid[]").encode()

@@ -269,6 +269,34 @@ async def test_a_top_up_admits_while_it_lasts_and_is_never_believed(
     assert isinstance(await Call(nano=1).reserve(ledger), Refusal)
 
 
+@pytest.mark.parametrize(
+    ("change", "admitted"),
+    [("expires_at = clock_timestamp()", False), ("starts_at = clock_timestamp()", True)],
+)
+async def test_a_top_up_that_changes_while_a_call_waits_for_its_locks_has_changed(
+    rows: Rows, ledger: Ledger, change: str, admitted: bool
+) -> None:
+    """It begins and ends under the lock: what counts is when that was won, not waited for."""
+    await rows.all(
+        "INSERT INTO top_ups (id, owner_id, meter, window_kind, amount, starts_at, expires_at,"
+        " reason, actor) VALUES (%s, %s, 'usd', 'month', %s, now() + %s, now() + '1 hour', '', '')",
+        str(UUID(int=99)),
+        ALLOCATION,
+        50 * USD,
+        timedelta(minutes=30 if admitted else -30),
+    )
+    await rows.all("UPDATE limits SET topped_until = now() + interval '1 hour'")
+    assert isinstance(await Call(nano=CAP).reserve(ledger), Granted)
+    async with await psycopg.AsyncConnection.connect(rows.dsn) as other:
+        await other.execute("SELECT FROM accounts FOR UPDATE")
+        waiting = asyncio.create_task(Call(nano=USD).reserve(ledger))
+        await until(lambda: rows.one("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+        await other.execute(f"UPDATE top_ups SET {change}")  # type: ignore[arg-type]
+        await other.commit()
+    assert isinstance(await waiting, Granted) is admitted
+    await rows.assert_sound(at_rest=False)
+
+
 async def test_a_rolling_window_moves_by_itself_and_is_never_believed(
     rows: Rows, ledger: Ledger
 ) -> None:
