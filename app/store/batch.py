@@ -106,11 +106,15 @@ FROM calls c WHERE c.id = ANY($1::uuid[])
 """
 
 # Accounts that were opened after a call was admitted, in whose period it falls: what it has used
-# counts in them as well, whether they were brought up to that or not.
+# counts in them as well, whether they were brought up to that or not. So it does in those that were
+# there, of a window that none on its path ($3) is of: it was let through by a replica that was cut
+# off, and did not know of them.
 OPENED_SQL = b"""
 SELECT id FROM accounts a
-WHERE owner_id = ANY($1::uuid[]) AND opened_at > $2::timestamptz
+WHERE owner_id = ANY($1::uuid[])
     AND period_start <= $2::timestamptz AND (period_end IS NULL OR period_end > $2::timestamptz)
+    AND (opened_at > $2::timestamptz OR NOT EXISTS (SELECT FROM accounts p
+        WHERE p.id = ANY($3::uuid[]) AND p.owner_id = a.owner_id AND p.window_kind = a.window_kind))
     AND EXISTS (SELECT FROM limits l WHERE l.owner_id = a.owner_id AND l.owner_id = ANY($1::uuid[])
         AND l.window_kind = a.window_kind AND (l.amount IS NOT NULL OR l.watched))
 """
@@ -476,7 +480,7 @@ class Batch:
         doubtful = self._doubtful()
         among = set(doubtful)
         self._late = [op for op in self.ops if isinstance(op, Settle) and op.spent_among(among)]
-        return [(BOOKED_SQL, [array(doubtful)]), *map(_opened_since, self._late)]
+        return [(BOOKED_SQL, [array(doubtful)]), *map(_unknown_to, self._late)]
 
     def answered(self, answers: Sequence[PGresult]) -> None:
         """Be told; then `wider` may have more to say."""
@@ -678,15 +682,16 @@ class _Standings:
         return standing
 
 
-def _opened_since(op: Settle) -> Command:
-    """Ask for the accounts that were opened after a call was admitted."""
+def _unknown_to(op: Settle) -> Command:
+    """Ask for the accounts that a call counts in, although it was admitted without them."""
     facts = op.settlement.facts
     owners = {key.owner_id for key in op.accounts} | {facts.key_id}
-    return OPENED_SQL, [array(owners), facts.started_at.isoformat().encode()]
+    path = array(key.id for key in op.accounts)
+    return OPENED_SQL, [array(owners), facts.started_at.isoformat().encode(), path]
 
 
 def _join(op: Settle, opened: Sequence[str], booked: dict[str, Booked]) -> None:
-    """Let a call that has no hold, so that nobody could join it, count in accounts opened since."""
+    """Let a call that has no hold, so that nobody could join it, count in more accounts."""
     facts = op.settlement.facts
     known = booked.get(facts.id)
     named = facts.account_ids if known is None else known.account_ids or ()

@@ -121,6 +121,22 @@ async def test_a_call_that_was_let_through_counts_in_a_limit_added_before_it_is_
     await sound(plane)
 
 
+async def test_a_call_let_through_by_a_replica_that_knows_of_no_limit_counts_in_it(
+    plane: Any, books: Books
+) -> None:
+    """Cut off from the database, it goes by a directory in which there is none yet."""
+    tenant = await plane.tenant("m1")
+    former = books.path(tenant, datetime.now(UTC))
+    await limit(plane, tenant, ("tokens", "rolling:1h", 10), ("tokens", "day", 10))
+    at = datetime.now(UTC)
+    facts = facts_of(tenant, former, at)
+    actual = Actual({"input_token": 100}, 100, 100)
+    await books.ledger.settle(Settlement(facts, "success", 200, actual, at), former)
+    assert tokens(books, tenant.key["id"], "rolling:1h") == 100
+    assert tokens(books, tenant.key["id"], "day") == 100
+    await sound(plane)
+
+
 async def test_a_late_settlement_reaches_a_limit_added_after_the_recovery(
     plane: Any, books: Books
 ) -> None:

@@ -236,7 +236,8 @@ class LedgerMachine(RuleBasedStateMachine):
         id = strategies.call_id(self.now, self.count)
         ids = tuple(key.id for key in path)
         nobody = strategies.TEAM[1]
-        key_id = next((key.owner_id for key in path if key.owner == "key"), nobody)
+        keys = [key.owner_id for key in path if key.owner == "key"]
+        key_id = keys[0] if keys else strategies.PLAIN_KEY
         endpoint = data.draw(strategies.endpoints)
         return CallFacts(
             id, "r", nobody, key_id, nobody, "m", endpoint, nobody, self.now, ids

@@ -32,6 +32,8 @@ DAILY = _owner("key", 5, "day")
 CHAT = _owner("chat", 6, "lifetime")
 ROLLING = _owner("key", 7, "rolling:2h")
 """A key of its own: whatever a key with a rolling window calls is in that window."""
+PLAIN_KEY = _owner("key", 8, "lifetime")[1]
+"""A key without any limit, and so without accounts."""
 
 OWNERS: list[Owner] = [TEAM, SOLO, POOL, ABOVE, BUDGET, DAILY, CHAT, ROLLING]
 
@@ -40,12 +42,12 @@ PATHS: list[tuple[Owner, ...]] = [
     (SOLO,),
     (TEAM, POOL),
     (SOLO, POOL, ABOVE),
-    (BUDGET, TEAM, POOL, ABOVE),
+    (BUDGET, DAILY, TEAM, POOL, ABOVE),
     (CHAT, BUDGET, DAILY, TEAM),
     (ROLLING, TEAM),
     (CHAT, ROLLING, SOLO, POOL),
 ]
-"""In precedence order, as admission puts them together."""
+"""In precedence order, as admission puts them together: with all windows of an owner."""
 
 TOKENS_MAX = 5_000
 NANO_MAX = 5_000
