@@ -11,7 +11,8 @@ Invariants:
   has granted it; and the bill is never above the exposure.
 - Audio is metered by the set-up (format, models) in force where the provider reads it. Between a
   claim to change it and the provider's answer the dearer of the two counts; the answer settles the
-  audio in between, and nothing metered before is rated again.
+  audio in between, though never for more than was held as it was relayed, and nothing metered
+  before is rated again.
 - A response and a transcript are metered once each, however often they are reported.
 - What is reported in a unit that the price has no rate for makes the session unpriced, and never
   half-priced; where unpriced calls are not allowed (`must_cost`), it takes the dearest rate of its
@@ -336,10 +337,16 @@ class _Claim(msgspec.Struct, eq=False):
     """The maximum that we wrote into it."""
     ours: bool = False
     size: int = 0
+    most: Fraction = _NONE
+    """The seconds that were held for it as it was relayed, whatever the answer turns out to be."""
     after: Any = None
     """The set-up if it is accepted,"""
     worst: Any = None
     """and the dearest that may be in force until it is answered."""
+
+    def seconds(self, setup: _Setup) -> Fraction:
+        """Return what its audio comes to under a set-up."""
+        return min(Fraction(self.size, setup.bytes_per_second), self.most)
 
 
 class _Response:
@@ -713,7 +720,7 @@ class Session:
         self._flow()
         self._setup = setup
         if claim is not None and claim.size:
-            self._rate(claim.size, setup)
+            self._rate(claim.seconds(setup), setup)
         before = worst = setup
         for pending in islice(self._claims, RECKONED):
             self._reckon(pending, before, worst)
@@ -722,8 +729,7 @@ class Session:
         self._free = 0
         self._reconsider()
 
-    def _rate(self, size: int, setup: _Setup) -> None:
-        seconds = Fraction(size, setup.bytes_per_second)
+    def _rate(self, seconds: Fraction, setup: _Setup) -> None:
         for meter in setup.meters:
             meter.seconds += seconds
 
@@ -732,11 +738,12 @@ class Session:
         size, self._fresh = self._fresh, 0
         if not size:
             return
+        seconds = Fraction(size, self._worst.bytes_per_second)
         if self._claims:
             self._claims[-1].size += size
+            self._claims[-1].most += seconds
         else:
-            self._rate(size, self._setup)
-        seconds = Fraction(size, self._worst.bytes_per_second)
+            self._rate(seconds, self._setup)
         self._audio_seconds += seconds
         self._uncommitted += seconds
 
@@ -885,9 +892,9 @@ class Session:
         self._claims.remove(claim)
         # Another event may have the same id, so that the error is not about this one.
         for meter in claim.worst.meters:
-            seconds = Fraction(claim.size, claim.worst.bytes_per_second)
+            seconds = claim.seconds(claim.worst)
             if meter in self._setup.meters:
-                seconds -= Fraction(claim.size, self._setup.bytes_per_second)
+                seconds -= claim.seconds(self._setup)
             meter.disputed += max(_NONE, seconds)
         if claim.ours or claim.written is not None:
             self._told = None
@@ -1049,7 +1056,7 @@ class Session:
         """Return the audio that a model has heard: where that is in doubt, the most."""
         return meter.seconds + sum(
             (
-                Fraction(claim.size, claim.worst.bytes_per_second)
+                claim.seconds(claim.worst)
                 for claim in self._claims
                 if claim.size and meter in claim.worst.meters
             ),
