@@ -24,7 +24,7 @@ from litestar import Request, Response
 
 from app.control.errors import Refused, invalid, misfit, unknown
 from app.core.faults import Fault
-from app.core.money import AMOUNT_TOKENS_MAX, InvalidAmount, usd_to_nano
+from app.core.money import AMOUNT_NANO_MAX, AMOUNT_TOKENS_MAX, InvalidAmount, usd_to_nano
 
 T = TypeVar("T")
 
@@ -267,10 +267,10 @@ def cap_nano(field: str, value: Decimal | None) -> int | None:
     """Check a USD cap and turn it into nano-USD; 0 blocks, null is none."""
     if value is None:
         return None
-    if value.is_finite():
+    if value.is_finite() and 0 < value <= AMOUNT_NANO_MAX:
         _, digits, exponent = value.as_tuple()
         # Beyond 28 digits the default context rounds.
-        if value and (len(digits) > 28 or int(exponent) < -28):
+        if len(digits) > 28 or int(exponent) < -28:
             raise invalid(field, "decimals", "must have at most {most} decimal places", most=9)
     try:
         return usd_to_nano(value)

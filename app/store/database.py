@@ -56,6 +56,8 @@ OPTIONS = (
     "-c timezone=UTC -c lock_timeout=5s -c statement_timeout=60s"
     # A replica that stalls with locks in its hands must not stall the others.
     " -c idle_in_transaction_session_timeout=5s"
+    # Who waited for a row is to see what was committed meanwhile, whatever the database's default.
+    " -c default_transaction_isolation=read\\ committed"
 )
 """Of every session but the ledger's, which has stricter ones."""
 

@@ -5,7 +5,8 @@ that died. Owns no decision: what a replayed settlement means is the ledger's.
 
 Invariants: an appended settlement is on the disk (fsync) before `append` returns; an entry leaves
 the disk only after the ledger answered for it; a torn last line, from a crash while appending, was
-never acknowledged and is ignored. Replaying twice is harmless: settling is idempotent.
+never acknowledged and is ignored; a whole line that cannot be read is set aside for a person to
+look at. Replaying twice is harmless: settling is idempotent.
 """
 
 import fcntl
@@ -106,11 +107,7 @@ class Spool:
 
     def keep_refused(self, entries: Sequence[Entry]) -> None:
         """Set aside settlements that the database will not take, for a person to look at."""
-        with open(self.directory / "refused.jsonl", "ab") as file:
-            for entry in entries:
-                file.write(_encode(entry) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._set_aside([_encode(entry) for entry in entries])
 
     def close(self) -> None:
         """Release the file; an empty one is removed."""
@@ -144,6 +141,12 @@ class Spool:
             os.ftruncate(self._file.fileno(), 0)
             os.fsync(self._file.fileno())
 
+    def _set_aside(self, lines: Sequence[bytes]) -> None:
+        with open(self.directory / "refused.jsonl", "ab") as file:
+            file.writelines(line + b"\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
+
     def _write(self, entries: Sequence[Entry]) -> None:
         data = b"".join(_encode(entry) + b"\n" for entry in entries)
         end = os.fstat(self._file.fileno()).st_size
@@ -174,7 +177,11 @@ class Spool:
                 if not path.exists():
                     continue
                 # Of a call's lines the last one counts: a settlement follows its intent.
-                entries = {entry.call_id: entry for entry in _read(file.read())}
+                read, unreadable = _read(file.read())
+                entries = {entry.call_id: entry for entry in read}
+                if unreadable:
+                    self._set_aside(unreadable)
+                    log.error("spool_lines_unreadable", count=len(unreadable))
                 if entries:
                     self._write(list(entries.values()))
                     self._entries.update(entries)
@@ -182,11 +189,13 @@ class Spool:
                 path.unlink()
 
 
-def _read(data: bytes) -> list[Entry]:
+def _read(data: bytes) -> tuple[list[Entry], list[bytes]]:
+    """Return the entries of a file, and the lines that are none, such as another version's."""
     entries: list[Entry] = []
+    unreadable: list[bytes] = []
     for line in data.split(b"\n")[:-1]:
         try:
             entries.append(_decode(line))
-        except msgspec.DecodeError:
-            log.error("spool_line_unreadable", length=len(line))
-    return entries
+        except (msgspec.DecodeError, RecursionError):
+            unreadable.append(line)
+    return entries, unreadable

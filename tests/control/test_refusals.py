@@ -67,6 +67,17 @@ async def test_a_cap_that_is_no_amount_is_refused_by_name(plane: Any) -> None:
     assert plane.sql("SELECT count(*) FROM allocations") == [(1,)]
 
 
+async def test_a_cap_that_is_too_high_is_told_so_however_many_digits_it_has(plane: Any) -> None:
+    tenant = await plane.tenant("m1")
+    for written in ("1e30", "1" * 31, "1000000000.01"):
+        answer = await plane.call(
+            "PATCH",
+            f"/admin/allocations/{tenant.allocation['id']}",
+            content=f'{{"quota_cost_usd_per_month": {written}}}'.encode(),
+        )
+        assert "at most 1000000000 USD" in answer.json()["detail"], written
+
+
 # Path, body as Python, the field that must be named, the status. `{…}` are ids of the tenant.
 
 BODIES: list[tuple[str, dict[str, Any], str, int]] = [

@@ -78,6 +78,34 @@ async def test_64_concurrent_dollars_on_two_ledgers_are_ten(
     await assert_ten_of_64(rows, granted(await asyncio.gather(*calls)))
 
 
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+async def test_a_database_whose_transactions_are_stricter_by_default_changes_nothing(
+    rows: Rows, database_url: str, tmp_path: Path, level: str
+) -> None:
+    name = await rows.one("SELECT current_database()")
+    # Locks are waited for, and what was committed meanwhile is to be seen once they are won.
+    await rows.all(f"ALTER DATABASE \"{name}\" SET default_transaction_isolation = '{level}' ")
+    await rows.limit("usd", 10 * USD)
+    async with (
+        running(database_url, tmp_path / "spool") as ledger,
+        running(database_url, tmp_path / "spool") as second,
+    ):
+        for _ in range(3):
+            calls = [Call() for _ in range(64)]
+            results = await asyncio.gather(
+                *(call.reserve(one) for call, one in zip(calls, [ledger, second] * 32, strict=True))
+            )
+            assert granted(results) == 10
+            assert sum(isinstance(result, Refusal) for result in results) == 54
+            await asyncio.gather(
+                *(
+                    call.void(ledger)
+                    for call, result in zip(calls, results, strict=True)
+                    if isinstance(result, Granted)
+                )
+            )
+
+
 async def test_64_concurrent_dollars_of_two_processes_are_ten(
     rows: Rows, database_url: str, tmp_path: Path
 ) -> None:
