@@ -636,7 +636,15 @@ class _Socket:
             self.renewed_at = asyncio.get_running_loop().time()
             result: Granted | Refusal | Stale | None = None
             try:
-                for demand in self.session.asks():
+                # It may have been written although nobody heard of it.
+                known = await self.ledger.extend(call.id, self._nothing(), checkpoint=actual)
+                if known is not None:
+                    self.ledger.live[call.id] = actual
+                    self.unheld = False
+                if isinstance(known, Grant):
+                    self.session.granted(known)
+                    self.checkpoint = actual
+                for demand in self.session.asks() if self.unheld else ():
                     result = await self.ledger.reserve(
                         call.facts,
                         demand,

@@ -15,6 +15,7 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from app.store.batch import WRITE_HOLDS
 from tests.simulation.house import (
     LISTEN,
     NANO,
@@ -27,6 +28,7 @@ from tests.simulation.house import (
     eventually,
 )
 from tests.simulation.traffic import Load
+from tests.simulation.wire import wired
 
 PCM = 48_000
 CENT = NANO // 100
@@ -134,6 +136,26 @@ async def test_a_session_whose_gateway_is_killed_is_billed_up_to_its_last_checkp
         await session.append(7.5)
         assert await session.end() == (1008, "cost_quota_exceeded")
     await Audit(house, []).check()
+
+
+async def test_a_session_whose_hold_was_written_unheard_finds_it_and_goes_on(house: House) -> None:
+    tenant = house.tenant(ledger_outage="allow")
+    with wired(house) as wire:
+        gateway = await house.gateway(ledger_wait_s=1, hold_deadline_s=4).start()
+        trap = wire.trap(WRITE_HOLDS, arrives=True, silent=False)
+        async with talk(house, gateway, tenant) as session:
+            await session.append(3)
+            await eventually(trap.sprung.is_set, within=5)
+            await eventually(lambda: checkpoints(house) == [3], within=8)
+            # Past the deadline of what was written: from then on it lives by being refreshed.
+            await asyncio.sleep(6)
+            await session.append(1)
+            await reaches(house, 4)
+            await session.connection.close()
+            assert await session.end() == (1000, "")
+        row, reason = only(await Audit(house, []).check(), house)
+    assert (row.outcome, reason, row.estimated) == ("success", "normal", False)
+    assert row.nano == 4 * CENT
 
 
 async def test_a_session_that_hung_past_its_deadline_is_billed_once(house: House) -> None:
