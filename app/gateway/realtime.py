@@ -196,6 +196,8 @@ class _Socket:
         """Since when the provider has not taken a frame."""
         self.sending_down: float | None = None
         """Since when the client has not taken a frame."""
+        self.closing: float | None = None
+        """Since when the server waits for the client to take what is left, to close it."""
         self.ended: asyncio.Future[End] = asyncio.get_running_loop().create_future()
 
     # Opening
@@ -596,6 +598,11 @@ class _Socket:
             self._failed(upstream_timeout(), 1011, "The provider takes no frame.")
         if self.sending_down is not None and now - self.sending_down >= stuck_s:
             self.end(_left({"code": 1006}))
+        if _is_closing(self.send):
+            self.closing = now if self.closing is None else self.closing
+            if now - self.closing >= stuck_s:
+                # What it does not take would keep it, and its session, for as long as it likes.
+                _hang_up(self.send)
         expires_at = self.call.key.expires_at
         if expires_at is not None and datetime.now(UTC) >= expires_at:
             self.check_access()
@@ -925,9 +932,20 @@ def _telling(data: str, host: str) -> bool:
     return host in data or "*" in data
 
 
+def _transport_of(send: Send) -> Any:
+    """Return what carries a client's connection, if the server shows it. ASGI does not."""
+    return getattr(getattr(send, "__self__", None), "transport", None)
+
+
+def _is_closing(send: Send) -> bool:
+    """Tell whether the server has closed a client's connection, though it may not be gone yet."""
+    transport = _transport_of(send)
+    return transport is not None and bool(transport.is_closing())
+
+
 def _hang_up(send: Send) -> None:
-    """Drop a client's connection with what it did not take. ASGI has no word for this."""
-    transport: Any = getattr(getattr(send, "__self__", None), "transport", None)
+    """Drop a client's connection with what it did not take."""
+    transport = _transport_of(send)
     if transport is not None:
         transport.abort()
 

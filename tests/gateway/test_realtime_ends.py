@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket as sockets
 import threading
 import time
@@ -44,6 +45,30 @@ from tests.gateway.kit import (
 
 def ended(call: Json) -> tuple[str, str]:
     return call["outcome"], call["close_reason"]
+
+
+@contextlib.contextmanager
+def in_this_process(
+    house: House, directory: Path, *, environment: dict[str, str] | None = None, **options: Any
+) -> Iterator[tuple[Server, uvicorn.Server]]:
+    """Serve from a thread of this process: what is in it can be looked at, and put in its way."""
+    variables = {"SPENDGATE_SECRET_KEY": SECRET, "SPENDGATE_DATA_DIR": str(directory)}
+    settings = Settings.from_env(variables | (environment or {}))
+    config = uvicorn.Config(
+        create_app(settings, house.dsn), port=0, ws="websockets-sansio", log_config=None, **options
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    eventually(lambda: server.started)
+    found = Server(directory, house.dsn)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    found.url = f"http://127.0.0.1:{port}"
+    try:
+        yield found, server
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 # The client
@@ -107,6 +132,50 @@ def test_a_client_that_stops_listening_is_dropped(
         assert call["cost_usd"] == "0.01"
         assert flooding.wait(5)
         assert socket.end()[0] == 1006
+
+
+def test_a_client_that_stops_listening_does_not_keep_its_session_by_what_it_has_not_taken(
+    house: House, wild: Wild, tmp_path: Path
+) -> None:
+    """Too little is left for anybody to wait until it is taken, and the provider says no more."""
+    carriers: list[Any] = []
+    full = threading.Event()
+
+    def left() -> bool:
+        return any(carrier.get_write_buffer_size() for carrier in carriers)
+
+    def fill(connection: ServerConnection) -> None:
+        looks = 0
+        while looks < 60:
+            looks = looks + 1 if left() else 0
+            if not looks:
+                connection.send('{"type":"x","data":"' + "z" * 10_000 + '"}')
+            time.sleep(0.01)
+        full.set()
+        connection.recv()
+        connection.recv()
+
+    wild.act = fill
+    tenant = wild.tenant(house, usd="1")
+    waits = {"SPENDGATE_UPSTREAM_TIMEOUT_S": "1"}
+    pings = {"ws_ping_interval": 2.0, "ws_ping_timeout": 2.0}
+    with (
+        in_this_process(house, tmp_path, environment=waits, **pings) as (found, server),
+        sockets.socket() as small,
+    ):
+        small.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 4096)
+        small.connect(server.servers[0].sockets[0].getsockname())
+        with session(tenant, server=found, sock=small, max_queue=1, ping_interval=None) as socket:
+            socket.append(1)
+            carriers += [c.transport for c in server.server_state.connections]
+            for carrier in carriers:
+                carrier.get_extra_info("socket").setsockopt(
+                    sockets.SOL_SOCKET, sockets.SO_SNDBUF, 4096
+                )
+            assert full.wait(10)
+            call = only_call(tenant)
+            assert ended(call) == ("client_disconnected",) * 2
+            assert call["cost_usd"] == "0.01"
 
 
 # The provider
@@ -501,22 +570,8 @@ def clocked(house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     clock = Clock(datetime(2031, 12, 31, 23, 59, 58, tzinfo=UTC))
     monkeypatch.setattr(exchange, "datetime", clock)
     monkeypatch.setattr(realtime, "datetime", clock)
-    settings = Settings.from_env(
-        {"SPENDGATE_SECRET_KEY": SECRET, "SPENDGATE_DATA_DIR": str(tmp_path)}
-    )
-    config = uvicorn.Config(
-        create_app(settings, house.dsn), port=0, ws="websockets-sansio", log_config=None
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    eventually(lambda: server.started)
-    found = Server(tmp_path, house.dsn)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    found.url = f"http://127.0.0.1:{port}"
-    yield found, clock
-    server.should_exit = True
-    thread.join()
+    with in_this_process(house, tmp_path) as (found, _):
+        yield found, clock
 
 
 def test_a_session_bills_to_the_month_it_began_in(house: House, clocked: Any) -> None:
