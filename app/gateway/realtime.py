@@ -196,6 +196,10 @@ class _Socket:
         """Since when the provider has not taken a frame."""
         self.sending_down: float | None = None
         """Since when the client has not taken a frame."""
+        self.pinged: float | None = None
+        """When the provider was sent a ping that it has not answered."""
+        self.heard_at = 0.0
+        """When the provider last said something, or was listened to again."""
         self.closing: float | None = None
         """Since when the server waits for the client to take what is left, to close it."""
         self.ended: asyncio.Future[End] = asyncio.get_running_loop().create_future()
@@ -406,6 +410,7 @@ class _Socket:
                     asyncio.create_task(self._guarded(self._from_client(upstream))),
                     asyncio.create_task(self._guarded(self._from_provider(upstream))),
                     asyncio.create_task(self._guarded(self._watch(upstream))),
+                    asyncio.create_task(self._guarded(self._ping(upstream))),
                 ]
             end = await self.ended
             if upstream is not None:
@@ -461,8 +466,8 @@ class _Socket:
                 max_size=FRAME_BYTES_MAX,
                 max_queue=4,
                 open_timeout=self.settings.upstream_connect_timeout_s,
-                ping_interval=self.ping_s,
-                ping_timeout=self.ping_s,
+                # See `_ping`.
+                ping_interval=None,
                 close_timeout=LINGER_CUT_S,
                 logger=_quiet,
             )
@@ -545,6 +550,7 @@ class _Socket:
         assert provider is not None
         credential = provider.credential or ""
         host = urlsplit(provider.base_url).netloc
+        loop = asyncio.get_running_loop()
         try:
             while True:
                 data = await upstream.recv()
@@ -566,8 +572,23 @@ class _Socket:
                     await send({"type": "websocket.send", "text": data})
                 for extra in session.injections():
                     await self._send_up(upstream, extra)
+                self.heard_at = loop.time()
         except ConnectionClosed as closed:
             self.end(_provider_closed(closed, provider))
+
+    async def _ping(self, upstream: ClientConnection) -> None:
+        """Ask the provider whether it is there.
+
+        The library would not wait for an answer that stands behind what a slow client has not
+        taken yet: see `mind`.
+        """
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                await asyncio.sleep(self.ping_s)
+                self.pinged = loop.time()
+                await (await upstream.ping())
+                self.pinged = None
 
     async def _send_up(self, upstream: ClientConnection, data: str | bytes) -> None:
         if self.sending_up is None:
@@ -596,8 +617,16 @@ class _Socket:
             self.end(_silent(first_frame_s))
         if self.sending_up is not None and now - self.sending_up >= stuck_s:
             self._failed(upstream_timeout(), 1011, "The provider takes no frame.")
-        if self.sending_down is not None and now - self.sending_down >= stuck_s:
-            self.end(_left({"code": 1006}))
+        if self.sending_down is not None:
+            if now - self.sending_down >= stuck_s:
+                self.end(_left({"code": 1006}))
+        # As long as it speaks it is there, wherever its answer is.
+        elif self.pinged is not None and now - max(self.pinged, self.heard_at) >= self.ping_s:
+            self._failed(
+                upstream_failed("The provider broke off the session."),
+                1011,
+                "The provider answers no ping.",
+            )
         if _is_closing(self.send):
             self.closing = now if self.closing is None else self.closing
             if now - self.closing >= stuck_s:

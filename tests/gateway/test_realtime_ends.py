@@ -178,6 +178,34 @@ def test_a_client_that_stops_listening_does_not_keep_its_session_by_what_it_has_
             assert call["cost_usd"] == "0.01"
 
 
+def test_a_client_that_listens_slowly_is_not_taken_for_a_provider_that_is_gone(
+    house: House, wild: Wild, impatient: Server
+) -> None:
+    """The answers to our pings stand behind what the client has yet to take."""
+    frames = 120
+
+    def pour(connection: ServerConnection) -> None:
+        for _ in range(frames):
+            connection.send('{"type":"x","data":"' + "z" * 100_000 + '"}')
+        connection.recv()
+        connection.recv()
+
+    wild.act = pour
+    tenant = wild.tenant(house, usd="1")
+    with sockets.socket() as small:
+        small.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 2**16)
+        small.connect(("127.0.0.1", int(impatient.url.rpartition(":")[2])))
+        with session(tenant, server=impatient, sock=small, max_queue=1) as socket:
+            socket.append(1)
+            socket.until("session.created")
+            for _ in range(frames):
+                assert socket.next() is not None, socket.closed
+                time.sleep(0.05)
+    call = only_call(tenant)
+    assert ended(call) == ("success", "normal")
+    assert call["cost_usd"] == "0.01"
+
+
 # The provider
 
 PROVIDER_ENDS: dict[str, tuple[dict[str, Any], Closed, tuple[str, str]]] = {
