@@ -405,7 +405,6 @@ class _Socket:
             upstream = await self._connect()
             if upstream is not None:
                 self.opened = asyncio.get_running_loop().time()
-                # A client that stays silent is not waited for, and its pump is where it is heard.
                 tasks = [
                     asyncio.create_task(self._guarded(self._from_client(upstream))),
                     asyncio.create_task(self._guarded(self._from_provider(upstream))),
@@ -472,8 +471,10 @@ class _Socket:
                 logger=_quiet,
             )
         )
+        hearing = asyncio.create_task(self._hear_early())
         waited: list[asyncio.Future[Any]] = [connecting, self.ended]
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        await cancelled([hearing])
         if not connecting.done():
             await cancelled([connecting])
             return None
@@ -519,6 +520,12 @@ class _Socket:
         self.heard = True
         text = message.get("text")
         return cast(bytes, message["bytes"]) if text is None else cast(str, text)
+
+    async def _hear_early(self) -> None:
+        """Hear a client that leaves, having said nothing, before the provider is there."""
+        if not self.early:
+            with contextlib.suppress(Gone):
+                self.early.append(await self._next())
 
     async def _from_client(self, upstream: ClientConnection) -> None:
         session = self.session

@@ -579,6 +579,32 @@ def test_a_server_that_stops_drains_its_sessions(house: House, tmp_path: Path) -
     house._audit_log(server.news())
 
 
+@pytest.mark.parametrize("who", ["client", "gateway"])
+def test_who_leaves_while_the_provider_is_being_connected_does_not_wait_for_it(
+    house: House, tmp_path: Path, who: str
+) -> None:
+    server = Server(tmp_path / "leaving", house.dsn).start()
+    with sockets.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        provider = house.provider("compatible", base_url=url)
+        tenant = house.tenant(house.model(CENT, provider_id=provider, **REALTIME), usd="1")
+        with session(tenant, server=server) as socket:
+            eventually(lambda: listed(house))
+            began = time.monotonic()
+            if who == "gateway":
+                server.stop()
+                assert socket.end()[0] == 1012
+            else:
+                socket.connection.close()
+        call = only_call(tenant)
+        assert time.monotonic() - began < 5
+    server.stop()
+    assert ended(call) == {"client": ("success", "normal"), "gateway": ("cut_off", "draining")}[who]
+    assert call["cost_usd"] == "0.00"
+
+
 # The month
 
 
