@@ -48,6 +48,7 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 import app
+from app.core import written
 from app.core.metering import UNITS
 from app.core.pricing import InvalidRates, Rate, check_rates
 from app.log import configure as configure_log
@@ -700,7 +701,7 @@ def _json_rows(text: str) -> Iterator[tuple[str, _PriceRow]]:
         raise ValueError(f"as JSON: {error}; it must be a list of prices") from None
     for number, item in enumerate(items, 1):
         try:
-            yield f"item {number}", msgspec.json.decode(item, type=_PriceRow)
+            yield f"item {number}", written.decode(item, _PriceRow)
         except msgspec.DecodeError as error:
             raise ValueError(f"item {number}: {error}") from None
 
@@ -719,6 +720,8 @@ def _csv_rows(text: str) -> Iterator[tuple[str, _PriceRow]]:
             raise ValueError(f"{line}: it has not as many cells as line 1")
         row = {name.strip(): cell.strip() for name, cell in cells.items()}
         try:
+            if not all(map(written.is_number, (row["usd"], row.get("per") or "1"))):
+                raise ValueError
             rate = _RateRow(row["unit"], Decimal(row["usd"]), int(row.get("per") or 1))
         except (InvalidOperation, ValueError):
             raise ValueError(f"{line}: usd and per must be numbers") from None

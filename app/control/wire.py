@@ -23,6 +23,7 @@ import msgspec
 from litestar import Request, Response
 
 from app.control.errors import Refused, invalid, misfit, unknown
+from app.core import written
 from app.core.faults import Fault
 from app.core.money import AMOUNT_NANO_MAX, AMOUNT_TOKENS_MAX, InvalidAmount, usd_to_nano
 
@@ -76,7 +77,7 @@ class StrictRequest(Request[Any, Any, Any]):
             )
         body = await self.body()
         try:
-            return msgspec.json.decode(body, type=field.annotation)
+            return written.decode(body, field.annotation)
         except msgspec.ValidationError as error:
             raise _unfit(str(error), field.annotation) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

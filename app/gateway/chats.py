@@ -12,6 +12,7 @@ from decimal import Decimal
 
 import msgspec
 
+from app.core import written
 from app.core.access import Key
 from app.core.ceilings import BadRequest
 from app.core.money import InvalidAmount, usd_to_nano
@@ -24,9 +25,6 @@ from app.store.chats import ChatDocument, Chats
 class _Wanted(msgspec.Struct, forbid_unknown_fields=True):
     spend_limit_usd: Decimal | None = None
     parent_id: str | None = None
-
-
-_decode = msgspec.json.Decoder(_Wanted).decode
 
 
 async def create_chat(chats: Chats, key: Key, body: bytes) -> ChatDocument:
@@ -82,7 +80,7 @@ async def delete_chat(chats: Chats, key: Key, id: str) -> ChatDocument:
 
 def _read(body: bytes) -> _Wanted:
     try:
-        return _decode(body or b"{}")
+        return written.decode(body or b"{}", _Wanted)
     except msgspec.ValidationError as error:
         raise BadRequest(f"The body is no chat: {str(error).replace('`', '')}.", "") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -254,6 +254,8 @@ def test_a_dry_run_shows_everything_and_changes_nothing(
         ),
         ("p.csv", HEAD + "ocr,leaf,1,1,\n", "line 2: ocr: unknown unit 'leaf'"),
         ("p.csv", HEAD + "ocr,page,one,1,\n", "line 2: usd and per must be numbers"),
+        ("p.csv", HEAD + "ocr,page,1_000,1,\n", "line 2: usd and per must be numbers"),
+        ("p.csv", HEAD + "ocr,page,1,１０,\n", "line 2: usd and per must be numbers"),
         ("p.csv", HEAD + "ocr,page,NaN,1,\n", "line 2: ocr: usd of 'page' must be 0 or more"),
         ("p.csv", HEAD + "ocr,page,-1,1,\n", "line 2: ocr: usd of 'page' must be 0 or more"),
         ("p.csv", HEAD + "ocr,page,1\n", "line 2: it has not as many cells as line 1"),
@@ -275,6 +277,11 @@ def test_a_dry_run_shows_everything_and_changes_nothing(
             "p.json",
             '[{"model":"ocr","rates":[{"unit":"page","usd":true}]}]',
             "item 1: Expected `decimal`, got `bool` - at `$.rates[0].usd`",
+        ),
+        (
+            "p.json",
+            '[{"model":"ocr","rates":[{"unit":"page","usd":"1_000"}]}]',
+            "item 1: Invalid decimal string - at `$.rates[0].usd`",
         ),
         (
             "p.json",

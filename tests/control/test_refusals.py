@@ -78,6 +78,42 @@ async def test_a_cap_that_is_too_high_is_told_so_however_many_digits_it_has(plan
         assert "at most 1000000000 USD" in answer.json()["detail"], written
 
 
+@pytest.mark.parametrize("said", ["1_000", "１００", "١٢", " 1", "1\n", "+5", "1__0", "0x10", ""])
+async def test_an_amount_that_only_python_takes_for_a_number_is_refused_wherever_it_is_written(
+    plane: Any, said: str
+) -> None:
+    tenant = await plane.tenant("m1")
+    id = tenant.allocation["id"]
+    limits = [{"meter": "usd", "window": "day", "amount": said}]
+    of = {"allocation_id": id, "meter": "usd", "amount": said, "reason": "x"}
+    asked = [
+        ("PATCH", f"allocations/{id}", {"quota_cost_usd_per_month": said}),
+        ("POST", "allocations/bulk", {"ids": [id], "changes": {"quota_cost_usd_per_month": said}}),
+        ("POST", "prices", {"model": "m1", "rates": [{"unit": "page", "usd": said}]}),
+        ("POST", "pools", {"name": "p", "limits": limits}),
+        ("PATCH", f"keys/{tenant.key['id']}", {"limits": limits}),
+        ("POST", "top-ups", of | {"expires": "day"}),
+        ("POST", "adjustments", of),
+        ("POST", "adjustments", of | {"meter": "tokens"}),
+    ]
+    for method, path, body in asked:
+        answer = await plane.call(method, f"/admin/{path}", body)
+        assert answer.status_code == 422, f"{path}: {answer.text}"
+        assert "decimal" in answer.json()["detail"], path
+    assert plane.sql("SELECT count(*) FROM limits") == [(0,)]
+    assert plane.sql("SELECT count(*) FROM prices") == [(0,)]
+
+
+async def test_a_number_of_however_many_digits_beside_an_amount_is_no_failure_of_ours(
+    plane: Any,
+) -> None:
+    tenant = await plane.tenant("m1")
+    path = f"/admin/allocations/{tenant.allocation['id']}"
+    for digits in ("1" * 6000, "-" + "1" * 6000, "1e400", "1." + "1" * 6000):
+        body = f'{{"quota_cost_usd_per_month": {digits}}}'.encode()
+        assert (await plane.call("PATCH", path, content=body)).status_code == 422, digits[:9]
+
+
 # Path, body as Python, the field that must be named, the status. `{…}` are ids of the tenant.
 
 BODIES: list[tuple[str, dict[str, Any], str, int]] = [

@@ -147,6 +147,7 @@ def test_a_chat_is_its_members_alone(house: House) -> None:
         b'{"spend_limit_usd": 1e30}',
         b'{"spend_limit_usd": "0.0000000001"}',
         b'{"spend_limit_usd": "ten"}',
+        b'{"spend_limit_usd": "1_000"}',
         b'{"limit": 1}',
         b"[]",
         b'{"parent_id": 7}',
