@@ -544,7 +544,7 @@ async def download_audit(
             "event": wire.text_filter("event", event),
             "actor_id": wire.id_filter("actor_id", actor_id),
             "object": wire.text_filter("object", object),
-            "object_id": wire.text_filter("object_id", object_id),
+            "object_id": wire.object_filter("object_id", object_id),
         },
     }
     return await csv_file("audit.csv", _audit_rows(desk, chosen))

@@ -112,11 +112,12 @@ _CALLS: Final = {"asked": Provide(_calls_asked)}
 
 
 def _filters(equal: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Check what columns are to be equal to."""
+    """Read what columns are to be equal to."""
+    read: dict[str, str | None] = {}
     for field, value in equal.items():
         check = wire.id_filter if field.endswith("_id") else wire.text_filter
-        check(field, value)
-    return dict(equal)
+        read[field] = check(field, value)
+    return read
 
 
 async def _calls(
@@ -393,7 +394,7 @@ async def list_audit(
         "event": wire.text_filter("event", event),
         "actor_id": wire.id_filter("actor_id", actor_id),
         "object": wire.text_filter("object", object),
-        "object_id": wire.text_filter("object_id", object_id),
+        "object_id": wire.object_filter("object_id", object_id),
     }
     async with desk.deps.database.snapshot() as connection:
         events = await journal.events(

@@ -334,10 +334,18 @@ def path_slug(value: str) -> str:
 
 
 def id_filter(field: str, value: str | None) -> str | None:
-    """Read an id to filter by."""
-    if value is not None and not _UUID.fullmatch(value):
+    """Read an id to filter by, in the letters that ids are kept in."""
+    if value is None:
+        return None
+    if not _UUID.fullmatch(value):
         raise invalid(field, "not_id", "must be an id such as 0197c5a0-0000-7000-8000-000000000000")
-    return value
+    return value.lower()
+
+
+def object_filter(field: str, value: str | None) -> str | None:
+    """Read what may be an id to filter by, or else is a name."""
+    named = text_filter(field, value)
+    return named.lower() if named is not None and _UUID.fullmatch(named) else named
 
 
 def text_filter(field: str, value: str | None) -> str | None:

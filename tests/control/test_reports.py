@@ -373,6 +373,11 @@ async def test_the_audit_log_is_found_by_what_happened(plane: Any) -> None:
 
     cap = "allocation_cost_quota_updated"
     assert await found(f"object_id={id}") == [cap, "allocation_created"]
+    assert await found(f"object_id={id.upper()}") == [cap, "allocation_created"]
+    table = await plane.call("GET", f"/admin/audit.csv?object_id={id.upper()}")
+    assert len(table.text.splitlines()) == 3
+    assert await found("object_id=m1") == ["model_created"]
+    assert await found("object_id=M1") == []
     assert await found(f"event={cap}") == [cap]
     assert await found("object=key") == ["key_created"]
     assert await found("to=2001-01-01") == []
@@ -452,6 +457,8 @@ async def test_running_sessions_are_paged_filtered_and_each_members_own(plane: A
         found = await walk(plane, f"/admin/realtime-sessions?{field}={value}", 50)
         assert [one["id"] for one in found] == ids[1::2]
         assert [one["cost_usd"] for one in found] == [None, None]
+        # An id is the same one in capital letters.
+        assert await walk(plane, f"/admin/realtime-sessions?{field}={value.upper()}", 50) == found
     assert await walk(plane, "/admin/realtime-sessions?model=m2", 50) == []
     answer = await plane.call("GET", "/admin/realtime-sessions?member_id=me")
     assert answer.status_code == 422
