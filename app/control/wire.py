@@ -175,9 +175,10 @@ def reason(value: str | None) -> str | None:
 
 
 def email(value: str) -> str:
-    """Check an address."""
-    value = text("email", value, most=254)
-    if not _EMAIL.fullmatch(value):
+    """Check an address, and spell it in one way: two that look alike are one."""
+    value = unicodedata.normalize("NFC", text("email", value, most=254))
+    hidden = any(unicodedata.category(character) == "Cf" for character in value)
+    if hidden or not _EMAIL.fullmatch(value):
         raise invalid("email", "not_email", "must be an address such as ada@example.org")
     return value
 

@@ -10,6 +10,8 @@ import psycopg
 import pytest
 from argon2 import PasswordHasher
 
+from tests.control.browser import PASSWORD, Town
+
 PROVIDER = {
     "name": "OpenAI Europe",
     "kind": "azure",
@@ -187,6 +189,23 @@ async def test_an_address_is_taken_in_whatever_case_it_is_written(plane: Any) ->
     assert (await plane.call("PATCH", path, {"email": "aDa@example.org"})).status_code == 409
     own = await plane.ok("PATCH", f"/admin/members/{ada['id']}", {"email": "Ada@example.org"})
     assert own["email"] == "Ada@example.org"
+
+
+async def test_an_address_is_one_however_its_accents_are_encoded(town: Town) -> None:
+    plane = town.plane
+    whole, parts = "zo\u00eb@ex\u00e1mple.org", "zoe\u0308@exa\u0301mple.org"
+    zoe = await town.somebody(email=parts)
+    assert zoe.email == whole
+    for said in (parts, whole, parts.upper()):
+        answer = await plane.call("POST", "/admin/members", {"email": said})
+        assert answer.status_code == 409, said
+        assert (await town.browser().log_in(said, PASSWORD)).status_code == 200
+        invited = await plane.ok("POST", "/admin/invitations", {"email": said})
+        assert invited["member_id"] == zoe.member["id"]
+    await plane.model("m1")
+    sheet = f"email,models\n{parts},m1\n"
+    done = await plane.ok("POST", "/admin/allocations/import", {"csv": sheet, "dry_run": False})
+    assert done["applied"] is True
 
 
 async def test_two_equal_requests_at_once_make_one_row(plane: Any) -> None:
