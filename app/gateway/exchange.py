@@ -65,6 +65,7 @@ from app.gateway.upstream import (
     Upstream,
     UpstreamFailed,
     UpstreamTimedOut,
+    header_of,
     redact,
     send_streamed,
     send_whole,
@@ -781,7 +782,7 @@ class Exchange:
     async def _stream(self, call: Call, prepared: Any, receive: Receive, send: Send) -> None:
         async with send_streamed(prepared) as (response, chunks):
             status: int = response.status
-            content_type = response.get_header("content-type") or ""
+            content_type = header_of(response, "content-type") or ""
             if status >= 300:
                 await self._provider_error(call, status, await chunks.rest(), response, send)
                 return
@@ -1229,7 +1230,7 @@ def _ids(call: Call) -> Headers:
 def _passed(response: Any) -> Headers:
     passed: Headers = []
     for name in PASSED_HEADERS:
-        value = response.get_header(name)
+        value = header_of(response, name)
         if value is not None:
             passed.append((name.encode(), value.encode("latin-1", "replace")))
     return passed

@@ -135,6 +135,15 @@ async def send_streamed(request: RequestBuilder) -> AsyncIterator[tuple[Response
         await streamed.__aexit__(None, None, None)
 
 
+def header_of(response: Response, name: str) -> str | None:
+    """Return the first header of a name; one that is not ASCII counts as absent."""
+    try:
+        return response.get_header(name)
+    except ValueError:
+        # The library shows it in no other way, and no answer is worth less for it.
+        return None
+
+
 class Chunks:
     """The body of a streamed answer, chunk by chunk."""
 

@@ -24,6 +24,7 @@ class Odd(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answer: Any = {}
         self.kind = "application/json"
+        self.headers: dict[str, str] = {}
         self.asked: list[dict[str, Any]] = []
 
     @property
@@ -44,6 +45,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("content-type", self.server.kind)
         self.send_header("content-length", str(len(data)))
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
 
@@ -156,6 +159,23 @@ def test_an_error_event_before_any_output_costs_nothing(house: House, odd: Odd) 
         answer.read()
     row = tenant.booked(answer)
     assert (row["outcome"], row["cost_usd"], row["usage"]) == ("upstream_error", "0.00", {})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("name", ["content-disposition", "content-type", "openai-processing-ms"])
+def test_a_header_of_a_provider_that_is_not_ascii_does_not_lose_the_answer(
+    house: House, odd: Odd, name: str, stream: bool
+) -> None:
+    odd.answer = {"usage": {"prompt_tokens": 20, "completion_tokens": 10}}
+    if name == "content-type":
+        odd.kind = "application/json; r\u00e9ponse"
+    else:
+        odd.headers = {name: "r\u00e9ponse"}
+    tenant = tenant_of(house, odd, RATES, usd="10")
+    answer = served(tenant.chat(max_tokens=10, stream=stream))
+    assert answer.json() == odd.answer
+    assert name == "content-type" or name not in answer.headers
+    assert tenant.booked(answer)["cost_usd"] == "0.30"
 
 
 def test_pages_that_nobody_counted_are_not_free(house: House, odd: Odd) -> None:
