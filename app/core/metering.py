@@ -61,6 +61,13 @@ UNITS: Final[frozenset[str]] = frozenset(
 TOKEN_UNITS: Final[frozenset[str]] = frozenset(u for u in UNITS if u.endswith("_token"))
 """The units that count against token limits."""
 
+OUTPUT_TOKEN_UNITS: Final = (
+    "output_token",
+    "reasoning_token",
+    "output_audio_token",
+    "output_image_token",
+)
+
 QUANTITY_MAX: Final = 10**12
 """A reported number above this is not a quantity but a fault, and read as absent."""
 
@@ -236,6 +243,11 @@ def tokens_of(usage: Usage) -> int:
         if unit in TOKEN_UNITS:
             tokens += int(quantity)
     return tokens
+
+
+def output_of(usage: Usage) -> int:
+    """The tokens of `usage` that were generated."""
+    return sum(int(usage.get(unit, 0)) for unit in OUTPUT_TOKEN_UNITS)
 
 
 def exact(value: Decimal) -> Quantity:

@@ -147,6 +147,9 @@ class _StreamMeter(ABC):
         """UTF-8 bytes of the text generated so far, reasoning and tool calls included."""
         self.delta_count = 0
         """How many deltas carried generated text."""
+        self.bytes_reported = 0
+        self.deltas_reported = 0
+        """How much of both there was when usage was last reported: it knows of no more."""
         self.model: str | None = None
         """The model that answers, in the provider's words."""
         self._splitter = SseSplitter()
@@ -205,6 +208,11 @@ class _StreamMeter(ABC):
         if size:
             self.output_bytes += size
             self.delta_count += 1
+
+    def _reported(self, usage: Usage | None) -> None:
+        self.usage = usage
+        self.bytes_reported = self.output_bytes
+        self.deltas_reported = self.delta_count
 
     def _name_model(self, model: object) -> None:
         if self.model is None and isinstance(model, str) and model:
@@ -392,7 +400,7 @@ class ChatStreamMeter(_StreamMeter):
     ) -> tuple[_Place, bytes]:
         usage = None if wire is None else metering.read_chat_usage(wire)
         if usage is not None:
-            self.usage = usage
+            self._reported(usage)
         if says_more:
             return "pass", null_usage(event) if self.hide_usage else event
         return ("pass", b"") if self.hide_usage else ("hold", event)
@@ -480,7 +488,7 @@ class ResponsesStreamMeter(_StreamMeter):
             if response.usage is not None:
                 usage = metering.read_tokens_usage(response.usage)
                 if usage is not None:
-                    self.usage = usage
+                    self._reported(usage)
         return ("last" if kind in _RESPONSE_ENDS else "pass"), event
 
 
@@ -557,7 +565,7 @@ class MessagesStreamMeter(_StreamMeter):
     def _merge(self, wire: MessagesUsageWire | None) -> None:
         if wire is not None:
             self._wire = metering.merge_messages_usage(self._wire, wire)
-            self.usage = metering.read_messages_usage(self._wire)
+            self._reported(metering.read_messages_usage(self._wire))
 
 
 def _odd_message(data: bytes) -> _MessagesEvent:

@@ -45,7 +45,7 @@ from app.core.ledger import (
     OwnerKind,
     Settlement,
 )
-from app.core.metering import Quantity, Usage, members_of, tokens_of
+from app.core.metering import Quantity, Usage, members_of, output_of, tokens_of
 from app.core.money import nano_to_usd
 from app.core.preflight import Paths, another_slice, dearest, demand_for, stays
 from app.core.pricing import COST_NANO_MAX, Price
@@ -937,6 +937,8 @@ class _Relay:
         self.checked_at = time.monotonic()
         self.timer: asyncio.Timeout | None = None
         self.extending: asyncio.Task[Refusal | None] | None = None
+        self.covered_bytes = 0
+        """The output that was paid for when last looked."""
 
     async def run(self, status: int, headers: Headers) -> None:
         """Relay until the provider ends, breaks, or lingers on without a client."""
@@ -988,9 +990,17 @@ class _Relay:
     async def _cover(self) -> None:
         """Have what has come paid for before it goes on, and the next slice before it is needed."""
         call, meter = self.call, self.meter
-        if call.demand is None or meter.done or meter.usage is not None:
+        if call.demand is None or meter.done:
             return
-        output = output_tokens(meter.output_bytes, meter.delta_count, call.model_facts)
+        if meter.usage is not None and meter.output_bytes == self.covered_bytes:
+            # The last report comes when there is no more output: it is booked as it is.
+            return
+        self.covered_bytes = meter.output_bytes
+        output = output_of(meter.usage or {}) + output_tokens(
+            meter.output_bytes - meter.bytes_reported,
+            meter.delta_count - meter.deltas_reported,
+            call.model_facts,
+        )
         low = output > call.paid - SLICE_LEAST
         if low and self.extending is None:
             self.extending = asyncio.create_task(self._extend(max(0, output - call.paid)))
@@ -1076,7 +1086,14 @@ class _Relay:
         """Return the usage so far: the provider's word, else an estimate of what came."""
         meter, call = self.meter, self.call
         if meter.usage is not None:
-            return meter.usage, False
+            unreported = meter.output_bytes - meter.bytes_reported
+            if not unreported:
+                return meter.usage, False
+            # Some report from the first chunk on: what came after the last report is on top.
+            said = meter.usage.get("output_token", 0)
+            more = said + output_tokens(unreported, 0, call.model_facts)
+            allowed = call.bounded({"output_token": more})["output_token"]
+            return {**meter.usage, "output_token": max(said, allowed)}, True
         if meter.output_bytes == 0 and (meter.error or not (meter.done or self.gone)):
             return {}, False
         most = dearest(call.ceiling.bundles, call.price)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -41,14 +42,20 @@ class _Handler(BaseHTTPRequestHandler):
         answer = self.server.answer
         if callable(answer):
             answer = answer(self)
-        data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        pieces = answer if isinstance(answer, list) else []
+        data = b"".join(pieces) or (
+            answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        )
         self.send_response(200)
         self.send_header("content-type", self.server.kind)
         self.send_header("content-length", str(len(data)))
         for name, value in self.server.headers.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(data)
+        for piece in pieces or [data]:
+            self.wfile.write(piece)
+            if pieces:
+                time.sleep(0.005)
 
     def log_message(self, *args: object) -> None:
         """Say nothing."""
@@ -176,6 +183,51 @@ def test_a_header_of_a_provider_that_is_not_ascii_does_not_lose_the_answer(
     assert answer.json() == odd.answer
     assert name == "content-type" or name not in answer.headers
     assert tenant.booked(answer)["cost_usd"] == "0.30"
+
+
+def chunk(text: str, completion_tokens: int | None = None) -> bytes:
+    said: dict[str, Any] = {"choices": [{"delta": {"content": text}}]}
+    if completion_tokens is not None:
+        said["usage"] = {"prompt_tokens": 10, "completion_tokens": completion_tokens}
+    return b"data: " + json.dumps(said).encode() + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+def test_usage_on_every_chunk_is_no_way_around_a_cap(house: House, odd: Odd) -> None:
+    odd.kind = "text/event-stream"
+    # Each chunk is metered as it comes: one read of the whole would be at its end at once.
+    odd.answer = lambda _: [chunk("word " * 40, 50 * n) for n in range(1, 101)] + [DONE]
+    tenant = tenant_of(house, odd, {"input_token": "0", "output_token": "0.001"}, usd="3")
+    answer = tenant.chat(stream=True)
+    assert b"cost_quota_exceeded" in answer.content
+    row = tenant.booked(answer)
+    assert row["outcome"] == "cut_off"
+    # The chunk that the cap does not pay for is not passed on, but the provider has said it.
+    assert answer.content.count(b"choices") == 60
+    assert row["usage"]["output_token"] == 3050
+
+
+def test_a_stream_that_runs_on_after_it_reported_its_usage_costs_what_came(
+    house: House, odd: Odd
+) -> None:
+    odd.kind = "text/event-stream"
+    odd.answer = chunk("He", 0) + chunk("x" * 400) + DONE
+    tenant = tenant_of(house, odd, RATES, usd="10")
+    row = tenant.booked(served(tenant.chat(stream=True, max_tokens=300)))
+    assert row["usage"] == {"input_token": 10, "output_token": 200}
+    assert row["estimated"] is True
+
+
+def test_a_stream_that_runs_on_is_billed_no_more_than_it_was_allowed(
+    house: House, odd: Odd
+) -> None:
+    odd.kind = "text/event-stream"
+    odd.answer = chunk("He", 1) + chunk("x" * 400) + DONE
+    tenant = tenant_of(house, odd, RATES, usd="10")
+    row = tenant.booked(served(tenant.chat(stream=True, max_tokens=20)))
+    assert row["usage"] == {"input_token": 10, "output_token": 20}
 
 
 def test_pages_that_nobody_counted_are_not_free(house: House, odd: Odd) -> None:
