@@ -101,6 +101,8 @@ Headers = list[tuple[bytes, bytes]]
 REQUEST_ID_LENGTH_MAX = 128
 LINGER_S = 5.0
 """How long to read on for the usage of a stream whose client has left."""
+ENDING_S = 1.0
+"""How long a provider that said that its answer is complete is given to close it."""
 CHECKPOINT_S = 1.0
 PATIENCE = timedelta(seconds=0.25)
 """How long a client surely waits for an answer."""
@@ -931,6 +933,7 @@ class _Relay:
         assert call.endpoint.stream_meter is not None
         self.meter = call.endpoint.stream_meter(call.request.forces_usage)
         self.gone = False
+        self.ending = False
         self.final: list[bytes] = []
         self.kept: list[bytes] = []
         self.kept_bytes = 0
@@ -961,15 +964,19 @@ class _Relay:
                             raise UpstreamFailed("The provider sent an event without end.")
                         await self._cover()
                         await self._pass(outs)
+                        if self.meter.done and not self.ending:
+                            self.ending = True
+                            self._end_within(ENDING_S)
             except TimeoutError:
                 pass
             except CutOff as cut:
                 await self._settle(status, headers, cut.problem, cut_off=True)
                 return
-            except UpstreamFailed as error:
-                broken = upstream_failed(str(error))
-            except UpstreamTimedOut:
-                broken = upstream_timeout()
+            except (UpstreamFailed, UpstreamTimedOut) as error:
+                # With an answer that is complete nothing is lost but the end of the connection.
+                if not self.meter.done:
+                    timed_out = isinstance(error, UpstreamTimedOut)
+                    broken = upstream_timeout() if timed_out else upstream_failed(str(error))
             except Exception:
                 # What has come so far is billed all the same.
                 log.exception("stream_failed", call_id=call.id)
@@ -1128,8 +1135,13 @@ class _Relay:
         while (await self.receive())["type"] != "http.disconnect":
             pass
         self.gone = True
+        self._end_within(LINGER_S)
+
+    def _end_within(self, seconds: float) -> None:
+        """Read on for so long at most."""
         if self.timer is not None:
-            self.timer.reschedule(asyncio.get_running_loop().time() + LINGER_S)
+            end, set_before = asyncio.get_running_loop().time() + seconds, self.timer.when()
+            self.timer.reschedule(end if set_before is None else min(end, set_before))
 
 
 # The wire

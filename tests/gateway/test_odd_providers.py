@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -56,6 +57,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(piece)
             if pieces:
                 time.sleep(0.005)
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionAbortedError):
+            super().handle()
 
     def log_message(self, *args: object) -> None:
         """Say nothing."""
@@ -228,6 +233,39 @@ def test_a_stream_that_runs_on_is_billed_no_more_than_it_was_allowed(
     tenant = tenant_of(house, odd, RATES, usd="10")
     row = tenant.booked(served(tenant.chat(stream=True, max_tokens=20)))
     assert row["usage"] == {"input_token": 10, "output_token": 20}
+
+
+@pytest.mark.parametrize("then", ["hangs up", "stays silent"])
+def test_an_answer_that_is_complete_waits_for_no_end_of_the_connection(
+    house: House, odd: Odd, then: str
+) -> None:
+    more = 10**6
+
+    def answer(request: BaseHTTPRequestHandler) -> bytes:
+        request.send_response(200)
+        request.send_header("content-type", "text/event-stream")
+        request.send_header("content-length", str(more))
+        request.end_headers()
+        request.wfile.write(body)
+        if then == "stays silent":
+            silent.wait(20)
+        request.close_connection = True
+        raise ConnectionAbortedError
+
+    silent = threading.Event()
+    body = chunk("Hello", 5) + DONE
+    odd.answer = answer
+    tenant = tenant_of(house, odd, RATES, usd="10")
+    begun = time.monotonic()
+    try:
+        sent = served(tenant.chat(stream=True, max_tokens=20))
+    finally:
+        silent.set()
+    assert time.monotonic() - begun < 5
+    assert sent.content.endswith(DONE)
+    assert b"error" not in sent.content
+    row = tenant.booked(sent)
+    assert (row["outcome"], row["status_code"], row["cost_usd"]) == ("success", 200, "0.15")
 
 
 def test_pages_that_nobody_counted_are_not_free(house: House, odd: Odd) -> None:
