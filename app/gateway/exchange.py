@@ -101,6 +101,7 @@ Headers = list[tuple[bytes, bytes]]
 REQUEST_ID_LENGTH_MAX = 128
 LINGER_S = 5.0
 """How long to read on for the usage of a stream whose client has left."""
+NO_CONTENT = 204
 ENDING_S = 1.0
 """How long a provider that said that its answer is complete is given to close it."""
 CHECKPOINT_S = 1.0
@@ -784,11 +785,11 @@ class Exchange:
     async def _stream(self, call: Call, prepared: Any, receive: Receive, send: Send) -> None:
         async with send_streamed(prepared) as (response, chunks):
             status: int = response.status
-            content_type = header_of(response, "content-type") or ""
+            content_type = (header_of(response, "content-type") or "").lower()
             if status >= 300:
                 await self._provider_error(call, status, await chunks.rest(), response, send)
                 return
-            if "text/event-stream" not in content_type:
+            if "text/event-stream" not in content_type or status == NO_CONTENT:
                 # Asked for a stream, answered in one piece: metered like one.
                 body = await chunks.rest()
                 await self._answer(call, status, _passed(response), body, receive, send)

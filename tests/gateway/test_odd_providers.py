@@ -26,6 +26,7 @@ class Odd(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answer: Any = {}
         self.kind = "application/json"
+        self.status = 200
         self.headers: dict[str, str] = {}
         self.asked: list[dict[str, Any]] = []
 
@@ -47,7 +48,7 @@ class _Handler(BaseHTTPRequestHandler):
         data = b"".join(pieces) or (
             answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         )
-        self.send_response(200)
+        self.send_response(self.server.status)
         self.send_header("content-type", self.server.kind)
         self.send_header("content-length", str(len(data)))
         for name, value in self.server.headers.items():
@@ -266,6 +267,25 @@ def test_an_answer_that_is_complete_waits_for_no_end_of_the_connection(
     assert b"error" not in sent.content
     row = tenant.booked(sent)
     assert (row["outcome"], row["status_code"], row["cost_usd"]) == ("success", 200, "0.15")
+
+
+def test_the_case_of_a_content_type_is_of_no_account(house: House, odd: Odd) -> None:
+    odd.kind = "Text/Event-Stream; Charset=UTF-8"
+    odd.answer = chunk("Hello", 5) + DONE
+    tenant = tenant_of(house, odd, RATES, usd="10")
+    answer = served(tenant.chat(stream=True, max_tokens=20))
+    assert answer.content.endswith(DONE)
+    assert tenant.booked(answer)["cost_usd"] == "0.15"
+
+
+def test_a_stream_without_content_is_a_502_and_free(house: House, odd: Odd) -> None:
+    odd.kind = "text/event-stream"
+    odd.status = 204
+    odd.answer = b""
+    tenant = tenant_of(house, odd, RATES, usd="10")
+    answer = tenant.chat(stream=True, max_tokens=20)
+    refused(answer, 502, "upstream_error")
+    assert tenant.booked(answer)["cost_usd"] == "0.00"
 
 
 def test_pages_that_nobody_counted_are_not_free(house: House, odd: Odd) -> None:
