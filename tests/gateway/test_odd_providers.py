@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import threading
 import time
@@ -286,6 +287,41 @@ def test_a_stream_without_content_is_a_502_and_free(house: House, odd: Odd) -> N
     answer = tenant.chat(stream=True, max_tokens=20)
     refused(answer, 502, "upstream_error")
     assert tenant.booked(answer)["cost_usd"] == "0.00"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_compressed_answer_that_nobody_asked_for_is_read_all_the_same(
+    house: House, odd: Odd, stream: bool
+) -> None:
+    def answer(request: BaseHTTPRequestHandler) -> bytes:
+        asked.append(request.headers["accept-encoding"])
+        return gzip.compress(plain)
+
+    said = {"choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": 5}}
+    plain = chunk("Hello", 5) + DONE if stream else json.dumps(said).encode()
+    asked: list[str | None] = []
+    odd.answer = answer
+    odd.kind = "text/event-stream" if stream else "application/json"
+    odd.headers = {"content-encoding": "gzip"}
+    tenant = tenant_of(house, odd, RATES, usd="10")
+    answered = served(tenant.chat(stream=stream, max_tokens=20))
+    assert asked == ["identity"]
+    assert "content-encoding" not in answered.headers
+    if not stream:
+        assert answered.content == plain
+    assert answered.content.endswith(plain[-14:])
+    assert tenant.booked(answered)["cost_usd"] == "0.15"
+
+
+def test_a_compressed_error_reaches_the_client_in_words(house: House, odd: Odd) -> None:
+    error = json.dumps({"error": {"message": f"no such thing for {PROVIDER_KEY}"}})
+    odd.answer = gzip.compress(error.encode())
+    odd.status = 404
+    odd.headers = {"content-encoding": "gzip"}
+    tenant = tenant_of(house, odd, RATES, usd="10")
+    answer = tenant.chat(max_tokens=20)
+    assert answer.status_code == 404
+    assert answer.json()["error"]["message"] == "no such thing for [redacted]"
 
 
 def test_pages_that_nobody_counted_are_not_free(house: House, odd: Odd) -> None:
