@@ -231,10 +231,15 @@ class Front:
             await self.door(scope, receive, send)
         elif scope["type"] == "websocket" and scope["path"].rstrip("/") == "/v1/realtime":
             await self.sessions.handle(scope, receive, send)
-        elif scope["type"] == "http" and scope["path"].split("/")[1] not in APIS:
+        elif scope["type"] == "http" and _first(scope["path"]) not in APIS:
             await self.dashboard(scope, receive, send)
         else:
             await self.apis(scope, receive, send)
+
+
+def _first(path: str) -> str:
+    # `OPTIONS *` has a path without a slash.
+    return path.partition("/")[2].partition("/")[0]
 
 
 def create_app(settings: Settings, database_url: str) -> Front:

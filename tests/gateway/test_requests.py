@@ -558,6 +558,13 @@ def test_an_unknown_path_is_a_404_and_never_passed_on(
     assert sim.app.total == 0
 
 
+def test_asking_for_the_options_of_the_whole_server_is_no_500(house: House) -> None:
+    address = house.url().removeprefix("http://").split(":")
+    with socket.create_connection((address[0], int(address[1])), 10) as connection:
+        connection.sendall(b"OPTIONS * HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 405 ")
+
+
 @pytest.mark.parametrize("path", sorted({kind.path for kind in KINDS.values()}))
 def test_a_wrong_method_is_a_405(
     house: House, bystander: Tenant, sim: RunningSimulator, path: str
