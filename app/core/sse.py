@@ -347,6 +347,9 @@ def _delta_bytes(delta: _Delta) -> int:
     return size
 
 
+_ERROR_EVENT: Final = re.compile(rb"(?:^|[\r\n])event: ?error(?=[\r\n])")
+
+
 class ChatStreamMeter(_StreamMeter):
     """Meters an OpenAI-style chat stream (OpenAI, Azure, Mistral and compatible).
 
@@ -361,6 +364,9 @@ class ChatStreamMeter(_StreamMeter):
     def _read(self, event: bytes, data: bytes) -> tuple[_Place, bytes]:
         if data[:1] != b"{" and data.strip() == b"[DONE]":
             return "last", event
+        if b"event:" in event and _ERROR_EVENT.search(event):
+            # Some say so in the name of the event alone.
+            self.error = True
         try:
             chunk = _chunk_decoder.decode(data)
         except DECODE_ERRORS:

@@ -324,6 +324,16 @@ def test_a_compressed_error_reaches_the_client_in_words(house: House, odd: Odd) 
     assert answer.json()["error"]["message"] == "no such thing for [redacted]"
 
 
+def test_an_error_in_the_name_of_an_event_costs_nothing(house: House, odd: Odd) -> None:
+    odd.kind = "text/event-stream"
+    odd.answer = b'event: error\ndata: {"message": "no capacity"}\n\n' + DONE
+    tenant = tenant_of(house, odd, RATES, usd="10")
+    answer = served(tenant.chat(stream=True, max_tokens=10))
+    assert answer.content == odd.answer
+    row = tenant.booked(answer)
+    assert (row["outcome"], row["cost_usd"], row["usage"]) == ("upstream_error", "0.00", {})
+
+
 def test_pages_that_nobody_counted_are_not_free(house: House, odd: Odd) -> None:
     odd.answer = {"model": "reader"}
     tenant = tenant_of(house, odd, {"page": "0.10"}, usd="0.40")
