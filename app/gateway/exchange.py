@@ -15,7 +15,7 @@ Invariants:
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -750,6 +750,13 @@ class Exchange:
             chunk = await chunks.next()
             if chunk is None:
                 raise UpstreamFailed("The provider answered with nothing.")
+            if "json" in (header_of(response, "content-type") or "").lower():
+                # Some speak in JSON; some say with a good status why they do not.
+                pieces = [chunk]
+                while (piece := await chunks.next()) is not None:
+                    pieces.append(piece)
+                chunk = b"".join(pieces)
+                _check_no_error(members_of(chunk) or {})
             headers = [*_passed(response), *self._call_headers(call, usage, call.standing)]
             call.begun = True
             await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -808,8 +815,7 @@ class Exchange:
             members = members_of(body)
             if members is None:
                 raise UpstreamFailed("The provider's answer could not be read.")
-            if "error" in members and not members.keys() & {"choices", "data", "pages"}:
-                raise UpstreamFailed("The provider answered with an error.")
+            _check_no_error(members)
         most = dearest(call.ceiling.bundles, call.price)
         usage = call.bounded(endpoint.estimate(body, most, call.model_facts))
         known = "character" in usage or ("second" in usage and call.request.document is not None)
@@ -1193,6 +1199,12 @@ async def _left(receive: Receive) -> bool:
         return bool(message["type"] == "http.disconnect")
     waiting.close()
     return False
+
+
+def _check_no_error(members: Mapping[str, object]) -> None:
+    """Refuse an answer that is an error whatever its status says."""
+    if "error" in members and not members.keys() & {"choices", "data", "pages", "audio_data"}:
+        raise UpstreamFailed("The provider answered with an error.")
 
 
 def _no_more(refusal: Refusal) -> Problem:

@@ -165,6 +165,23 @@ def test_an_error_with_status_200_costs_nothing(house: House, odd: Odd) -> None:
     assert tenant.standing()["cost_used_this_month"] == "0.00"
 
 
+def test_an_error_with_status_200_is_no_speech(house: House, odd: Odd) -> None:
+    odd.answer = {"error": {"message": "no capacity"}}
+    tenant = tenant_of(house, odd, {"character": "0.01"}, usd="10")
+    body = {"model": tenant.model, "input": "Hello", "voice": "alloy"}
+    refused(tenant.post("/v1/audio/speech", json=body), 502, "upstream_error")
+    assert tenant.standing()["cost_used_this_month"] == "0.00"
+
+
+def test_speech_in_json_is_passed_on_and_paid(house: House, odd: Odd) -> None:
+    odd.answer = {"audio_data": "A" * 300_000}
+    tenant = tenant_of(house, odd, {"character": "0.01"}, usd="10")
+    body = {"model": tenant.model, "input": "Hello", "voice": "alloy"}
+    answer = served(tenant.post("/v1/audio/speech", json=body))
+    assert answer.json() == odd.answer
+    assert tenant.booked(answer)["cost_usd"] == "0.05"
+
+
 def test_an_error_event_before_any_output_costs_nothing(house: House, odd: Odd) -> None:
     odd.kind = "text/event-stream"
     odd.answer = b'data: {"error": {"message": "no capacity"}}\n\ndata: [DONE]\n\n'
