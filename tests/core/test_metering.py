@@ -23,6 +23,7 @@ from app.core.metering import (
     Metered,
     Usage,
     chat_usage,
+    output_of,
     tokens_of,
 )
 
@@ -60,6 +61,11 @@ def test_tokens_of_a_usage_leave_out_what_is_no_token() -> None:
     usage: Usage = {"input_token": 3, "reasoning_token": 4, "second": Decimal("1.5"), "page": 9}
     assert tokens_of(usage) == 7
     assert tokens_of({}) == 0
+
+
+def test_output_of_a_usage_is_what_was_generated_alone() -> None:
+    assert output_of({"output_token": 3, "reasoning_token": 2, "input_token": 9, "page": 1}) == 5
+    assert output_of({}) == 0
 
 
 def test_a_metering_is_the_providers_word_unless_it_says_otherwise() -> None:

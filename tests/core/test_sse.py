@@ -151,6 +151,7 @@ BESIDE_NULLED = event(
 DONE = b"data: [DONE]\n\n"
 ERROR = event({"error": {"message": "overloaded"}})
 ERROR_USAGE = event({"error": {"message": "overloaded"}, "usage": USAGE})
+NAMED_ERROR = b'event: error\ndata: {"message": "overloaded"}\n\n'
 PING = b": ping\n\n"
 
 
@@ -208,6 +209,8 @@ SCENES = [
           ERROR_USAGE.replace(json.dumps(USAGE).encode(), b"null"), DONE, METERED, error=True),
     Scene("an odd error", [event(b'{"error": "x", "model": 5}')], event(b'{"error": "x", "model": 5}'),
           b"", done=False, error=True),
+    Scene("an error that only its event's name tells", [NAMED_ERROR, DONE], NAMED_ERROR, DONE,
+          error=True),
     Scene("no error", [event(b'{"error": null, "choices": 7}'), DONE],
           event(b'{"error": null, "choices": 7}'), DONE),
     Scene("garbage passes", [event(b"{nonsense"), event(b"[1]"), event(b"5"), event(b"\xff"), DONE],
