@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import http.client
 import json
 import socket
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -192,9 +195,9 @@ def test_a_body_that_is_no_json_object_is_a_400(
     ],
 )
 def test_deep_nesting_is_no_500(tenant: Tenant, nested: str) -> None:
-    for opening, closing in (("[", "]"), ('{"a":', "}")):
+    for opening, closed in (("[", "]"), ('{"a":', "}")):
         for depth in (1_000, 100_000):
-            inner = opening * depth + "1" + closing * depth
+            inner = opening * depth + "1" + closed * depth
             body = f'{{"model": "{tenant.model}", "max_tokens": 1, {nested % inner}}}'
             answer = tenant.post(CHAT, content=body.encode(), headers=JSON)
             # Either we refuse to read it, or the provider's word on it is passed on.
@@ -556,6 +559,44 @@ def test_an_unknown_path_is_a_404_and_never_passed_on(
         answer = house.client().request(method, path, headers=headers)
         _invalid(answer, 404, "not_found")
     assert sim.app.total == 0
+
+
+H2C = {
+    "Connection": "Upgrade, HTTP2-Settings",
+    "Upgrade": "h2c",
+    "HTTP2-Settings": "AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
+}
+"""What Java's own client says on a connection without TLS, with its first request."""
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["in one packet", "the body by itself"])
+@pytest.mark.parametrize("upgrade", [H2C, H2C | {"Upgrade": "websocket"}], ids=["h2c", "websocket"])
+def test_an_offer_to_speak_another_protocol_is_passed_over(
+    house: House, tenant: Tenant, upgrade: dict[str, str], at_once: bool
+) -> None:
+    address = urlsplit(house.url())
+    body = json.dumps(_chat(model=tenant.model)).encode()
+    headers = {
+        "Authorization": f"Bearer {tenant.secret}",
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+    }
+    with closing(
+        http.client.HTTPConnection(str(address.hostname), address.port, timeout=10)
+    ) as connection:
+        for offer in (upgrade, {}, upgrade):
+            connection.putrequest("POST", "/v1/chat/completions")
+            for name, value in (headers | offer).items():
+                connection.putheader(name, value)
+            if at_once:
+                connection.endheaders(body)
+            else:
+                connection.endheaders()
+                time.sleep(0.05)
+                connection.send(body)
+            answer = connection.getresponse()
+            assert (answer.status, answer.read()[:1]) == (200, b"{")
+    assert len(tenant.calls()) == 3
 
 
 def test_asking_for_the_options_of_the_whole_server_is_no_500(house: House) -> None:
