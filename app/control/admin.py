@@ -490,7 +490,8 @@ async def change_member(
     """The keys of a disabled member stop working at once, everywhere.
 
     Their sessions end, as do those of a member who is given another password. Whatever invitation
-    is still open ends as well, also if it went to another address.
+    is still open ends as well, also if it went to another address. Nobody takes the admin's role
+    from themselves, so that one who can give it back is always left.
     """
     member_id = wire.path_id(id, "member")
     values = _given(
@@ -504,6 +505,8 @@ async def change_member(
 
     async def work(change: Change) -> MemberRecord:
         member = await _current(change, catalogue.members, member_id, "member")
+        if desk.actor.member_id == member_id:
+            _keeps_own_role(member, values)
         if "email" in values:
             await _free_email(change, str(values["email"]), member_id)
         if password_hash is not UNSET:
@@ -529,6 +532,14 @@ async def change_member(
 
 async def _password_hash(password: str | None) -> str | None:
     return None if password is None else await passwords.hashed(wire.password(password))
+
+
+def _keeps_own_role(member: MemberRecord, values: Mapping[str, object]) -> None:
+    left = {"role": member.role, "status": member.status} | values
+    for field, kept in (("role", "admin"), ("status", "active")):
+        if left[field] != kept:
+            words = "nobody takes the admin's role from themselves: ask another admin"
+            raise taken(field, "own_role", words)
 
 
 async def _free_email(change: Change, email: str, member_id: str | None) -> None:

@@ -359,6 +359,19 @@ async def test_what_a_session_opens_is_what_the_role_opens(town: Town) -> None:
     assert await admin_.browser.status("GET", "/admin/members") == 200
 
 
+@pytest.mark.parametrize("change", [{"role": "member"}, {"status": "disabled"}])
+async def test_nobody_takes_the_admins_role_from_themselves(
+    town: Town, change: dict[str, str]
+) -> None:
+    admin_, other = await town.inside("admin"), await town.inside("admin")
+    path = f"/admin/members/{admin_.member['id']}"
+    assert await admin_.browser.status("PATCH", path, {"display_name": "Ada", **change}) == 409
+    member = await town.plane.ok("GET", path)
+    assert (member["role"], member["status"]) == ("admin", "active")
+    assert await admin_.browser.status("PATCH", path, {"display_name": "Ada"}) == 200
+    assert await other.browser.status("PATCH", path, change) == 200
+
+
 async def test_every_route_lets_in_whom_the_role_lets_in(town: Town) -> None:
     people = {role: await town.inside(role) for role in ("admin", "auditor", "member")}
     people["nobody"] = Somebody({}, town.browser())
