@@ -535,11 +535,17 @@ async def _password_hash(password: str | None) -> str | None:
 
 
 def _keeps_own_role(member: MemberRecord, values: Mapping[str, object]) -> None:
-    left = {"role": member.role, "status": member.status} | values
-    for field, kept in (("role", "admin"), ("status", "active")):
-        if left[field] != kept:
-            words = "nobody takes the admin's role from themselves: ask another admin"
-            raise taken(field, "own_role", words)
+    given: tuple[tuple[str, str, str], ...] = (
+        ("role", member.role, "admin"),
+        ("status", member.status, "active"),
+    )
+    for field, former, kept in given:
+        if values.get(field, former) != kept:
+            raise taken(
+                field,
+                "own_role",
+                "nobody takes the admin's role from themselves: ask another admin",
+            )
 
 
 async def _free_email(change: Change, email: str, member_id: str | None) -> None:
