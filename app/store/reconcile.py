@@ -16,7 +16,7 @@ Invariants that it checks, for every account, hold and call there is:
   there when it was set and for the recorded overrun, which is what calls used beyond their holds,
   and what was added later;
 - I4: a call is booked once and not in flight any more, counts somewhere if it delivered anything,
-  and has a price version or is unpriced;
+  and has a price version or is unpriced; it used nothing if it was refused, and never less;
 - I5, if nothing should be in flight: there are no holds, and nothing is held.
 """
 
@@ -185,6 +185,12 @@ PRICELESS = """
 SELECT id::text, cost_nano FROM {calls}
 WHERE cost_nano IS NOT NULL AND price_id IS NULL AND outcome = ANY(%(delivered)s) LIMIT %(most)s
 """
+# Sums do not show it: two such calls may add up to nothing.
+ABSURD = """
+SELECT id::text, outcome, tokens, cost_nano FROM {calls}
+WHERE tokens < 0 OR cost_nano < 0
+    OR outcome LIKE 'rejected%%' AND (tokens > 0 OR cost_nano > 0) LIMIT %(most)s
+"""
 NOWHERE = """
 SELECT id::text, tokens, cost_nano FROM {calls}
 WHERE account_ids = '{{}}' AND outcome = ANY(%(delivered)s) LIMIT %(most)s
@@ -272,6 +278,10 @@ class _Checks:
         for id, nano in await self._rows(sql.SQL(PRICELESS).format(calls=calls)):
             cost = _in("usd", nano)
             self._say("I4", f"call {id}", "price version", "one, or no cost", f"none, and {cost}")
+        for id, outcome, tokens, nano in await self._rows(sql.SQL(ABSURD).format(calls=calls)):
+            expected = "nothing" if outcome.startswith("rejected") else "nothing or more"
+            used = f"{_in('tokens', tokens)}, {_in('usd', nano or 0)}"
+            self._say("I4", f"call {id}", f"used ({outcome})", expected, used)
         for id, tokens, nano in await self._rows(sql.SQL(NOWHERE).format(calls=calls)):
             used = f"none, of {_in('tokens', tokens)}, {_in('usd', nano or 0)}"
             self._say("I4", f"call {id}", "accounts it counts in", "its allocation's", used)

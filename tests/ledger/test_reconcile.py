@@ -104,6 +104,12 @@ CORRUPTIONS: list[tuple[str, str, str, str, str, str]] = [
      "I3", "account", "recorded overrun", "0.000000001 USD", "0.00 USD"),
     (f"UPDATE calls SET price_id = NULL WHERE id = {ANY_CALL}",
      "I4", "call", "price version", "one, or no cost", "none, and 0.50 USD"),
+    (f"UPDATE calls SET outcome = 'rejected_inactive' WHERE id = {ANY_CALL}",
+     "I4", "call", "used", "nothing", "7 tokens, 0.50 USD"),
+    (f"UPDATE calls SET tokens = -7 WHERE id = {ANY_CALL}",
+     "I4", "call", "used", "nothing or more", "-7 tokens, 0.50 USD"),
+    (f"UPDATE calls SET cost_nano = -1 WHERE id = {ANY_CALL}",
+     "I4", "call", "used", "nothing or more", "7 tokens, -0.000000001 USD"),
     (f"UPDATE calls SET account_ids = '{{}}' WHERE id = {ANY_CALL}",
      "I4", "call", "accounts it counts in", "its allocation's", "none, of 7 tokens, 0.50 USD"),
     ("INSERT INTO holds SELECT id, account_ids, 0, 0, '{}', NULL, now() + interval '1 day' FROM calls"
